@@ -1,0 +1,116 @@
+//! The seam to where records come from and results go: two traits and the plain types they speak.
+//!
+//! [`Source`] is owned by the consumer thread, [`Sink`] by the publish thread; no implementation knows of commands,
+//! ledgers or channels. One file each implements both: `kafka_crate` (a Kafka cluster) and `local` (a file or stdin
+//! in, stdout out).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Result;
+
+/// Where a record stands: its topic, partition and offset (for `--input`: the file, 0 and the line number).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Topic, shared by all its records.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}@{}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// A record as it was read.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Where it stands.
+    pub at: Position,
+    /// Key; opaque.
+    pub key: Option<Vec<u8>>,
+    /// Value; what `record::decode` reads.
+    pub value: Option<Vec<u8>>,
+    /// When it was written, in milliseconds since the epoch, where the source tells.
+    pub timestamp_ms: Option<i64>,
+    /// How often it was delivered, this time included, where the source tells.
+    pub attempt: Option<u32>,
+}
+
+/// What a [`Source`] has to say.
+#[derive(Debug)]
+pub enum Event {
+    /// From now on this partition is ours, and was committed up to `offset` (the next one to run) with `metadata`.
+    Assigned {
+        /// Partition.
+        partition: i32,
+        /// The first offset that is not committed.
+        offset: i64,
+        /// What was committed beside it.
+        metadata: String,
+    },
+    /// The next record of an assigned partition; offsets grow within a partition.
+    Record(Record),
+    /// There will be no more records (`--input` at its end).
+    End,
+}
+
+/// What to commit for one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Partition.
+    pub partition: i32,
+    /// The lowest offset that is not settled.
+    pub offset: i64,
+    /// The run list of what is settled beyond it (see `ledger`).
+    pub metadata: String,
+}
+
+/// Where records come from.
+pub trait Source: Send {
+    /// Adds to `events` what has come, waiting up to about `wait` for the first. An error that
+    /// [is transient](crate::error::Error::is_transient) leaves the source able to go on: call again later.
+    fn poll(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<()>;
+
+    /// Commits; on an error nothing is known to be committed.
+    fn commit(&mut self, commits: &[Commit]) -> Result<()>;
+
+    /// How many characters of commit metadata are kept for a partition; 0 if none are.
+    fn metadata_limit(&self) -> usize;
+}
+
+/// Which topic an [`Outgoing`] record goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The results topic.
+    Results,
+    /// The dead-letter topic.
+    DeadLetter,
+}
+
+/// A record to write, and whose result it carries.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Which topic.
+    pub target: Target,
+    /// The command record it belongs to.
+    pub at: Position,
+    /// Key.
+    pub key: Option<Vec<u8>>,
+    /// Value.
+    pub value: Option<Vec<u8>>,
+    /// Headers; dropped by a sink that cannot carry them.
+    pub headers: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// Where results go.
+pub trait Sink: Send {
+    /// Writes `unsent` and takes out what was acknowledged, whether or not it returns an error; what is left is for the
+    /// next call.
+    fn send(&mut self, unsent: &mut Vec<Outgoing>) -> Result<()>;
+}

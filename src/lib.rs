@@ -1,0 +1,65 @@
+//! airkafka-worker: commands from a Kafka topic, run in parallel as subprocesses, their true outcome written back.
+//!
+//! Synchronous: OS threads and channels, no async runtime.
+//!
+//! # The way of one command
+//!
+//! ```text
+//! topic -> broker (Source) -> intake -> jobs -> pool -> exec -> outcomes -> publish -> broker (Sink) -> result topic
+//!                               ^                                             |
+//!                               '------------------- settled <----------------'
+//!                               '-> ledger -> commit
+//! ```
+//!
+//! 1. `intake` polls its `Source`, keeps what it read in a short queue and hands a record over only when a thread of the
+//!    pool is idle; from then on the record is *open* in its partition's ledger.
+//! 2. `pool` decodes the record (`record`), runs it (`exec`) and sends what came of it.
+//! 3. `publish` writes the result and waits for the broker's acknowledgement; only then is the offset *settled*.
+//! 4. `intake` commits the lowest offset that is not settled.
+//!
+//! So a crash at any point leaves a record either reported or uncommitted: worse to lose than to repeat.
+//!
+//! # Threads
+//!
+//! | thread | module | owns | never |
+//! |---|---|---|---|
+//! | main | `app` | join handles, exit code | touches a child, or a broker once the threads run |
+//! | `airkafka-signal` | `app` | the signal socket; reaps adopted orphans | blocks on a channel |
+//! | `airkafka-consumer` | `intake` | Source, ledgers | runs a child, sends a result, blocks longer than one fetch |
+//! | `airkafka-exec-N` | `pool`, `exec` | one child and its tree | touches a broker or an offset |
+//! | `airkafka-publish` | `publish` | Sink, unsent results | decides what is done |
+//!
+//! # Channels
+//!
+//! | channel | capacity | from | to | why it cannot deadlock |
+//! |---|---|---|---|---|
+//! | `jobs` | 0 | consumer | pool | the consumer waits for an idle thread, a settled offset and the drain at once |
+//! | `outcomes` | 2 per thread | pool | publish | publish never waits for the pool or the consumer |
+//! | `settled` | unbounded | publish | consumer | never blocks; at most what is open is in it |
+//!
+//! Open work is at most one per thread, `outcomes` and one batch, so a dead result topic stops the intake instead of
+//! filling memory. Closing the channels in the direction of the flow *is* the drain: the consumer drops `jobs`, the pool
+//! ends and drops `outcomes`, publish ends and drops `settled`, the consumer commits a last time.
+//!
+//! # Non-obvious
+//!
+//! - SIGCHLD must not be ignored when `wait-timeout` runs: `main` resets it first (it crashes otherwise).
+//! - Children are spawned without `pre_exec`, uid or a cleared PATH: std then takes its posix_spawn path, which stays
+//!   fast however large we are. Programs are resolved to absolute paths for the same reason.
+//! - Nobody calls `waitpid(-1)`: it would take away the exit status of another thread's child. Orphans that the kernel
+//!   gives to us (we are their subreaper) are reaped one by one, by pid, with spawning held off (`exec::registry`).
+//! - `ledger`, `record` and `config` touch no thread, channel, clock or socket.
+
+pub mod app;
+pub mod broker;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod exec;
+pub mod intake;
+pub mod ledger;
+pub mod pool;
+pub mod publish;
+pub mod record;
+pub mod shutdown;
+pub mod sys;
