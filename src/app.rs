@@ -1,1 +1,229 @@
-//! To be written.
+//! Builds the pipeline, waits for its end in the direction of the flow, and decides the exit code.
+//!
+//! The main thread connects (so that a broker that is away is told before anything runs), then only waits.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use log::{error, info, warn};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
+use crate::broker::local::{LineSink, LineSource};
+use crate::broker::outage::Outage;
+use crate::broker::{Sink, Source};
+use crate::config::{self, Config, Origin};
+use crate::error::{Error, ExitCode, Kind, Result, os_text};
+use crate::exec::Runner;
+use crate::exec::registry::Registry;
+use crate::intake::Intake;
+use crate::pool;
+use crate::publish::Publisher;
+use crate::record::ResultStyle;
+use crate::shutdown::{Level, Shutdown};
+use crate::sys;
+
+/// How often orphans are looked for.
+const REAP_EVERY: Duration = Duration::from_secs(1);
+/// How much longer than the grace period the end may take once commands are being stopped.
+const LAST_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Runs the worker until it is told to end, or its input has ended.
+pub fn run(config: Config) -> ExitCode {
+    info!("airkafka-worker {} {}", env!("CARGO_PKG_VERSION"), config.summary());
+    config.remarks.iter().for_each(|remark| warn!("{remark}"));
+    match run_to_the_end(config) {
+        Ok(code) => code,
+        Err(e) => {
+            error!("{e}");
+            e.exit_code()
+        }
+    }
+}
+
+fn run_to_the_end(config: Config) -> Result<ExitCode> {
+    let shutdown = Arc::new(Shutdown::default());
+    let registry = Arc::new(Registry::new(config.threads.get()));
+    watch_signals(shutdown.clone(), registry.clone())?;
+    sys::become_subreaper();
+    let Some((source, sink)) = connect(&config.origin, &shutdown)? else {
+        info!("told to end before a broker was found");
+        return Ok(ExitCode::Clean);
+    };
+    let (grace, drain_timeout) = (config.exec.grace, config.drain_timeout);
+    let (ends, done) = start(config, source, sink, &shutdown, registry)?;
+    wait_for_end(&done, &shutdown, drain_timeout, grace)?;
+    ends.join(&shutdown)
+}
+
+/// Connects to both ends. `None`: told to end meanwhile.
+fn connect(origin: &Origin, shutdown: &Shutdown) -> Result<Option<(Box<dyn Source>, Box<dyn Sink>)>> {
+    match origin {
+        Origin::Input(path) => Ok(Some((Box::new(LineSource::open(path.as_deref())?), Box::new(LineSink)))),
+        Origin::Kafka(kafka) => connect_kafka(kafka, shutdown),
+    }
+}
+
+/// Tries until `--connect-timeout` to reach the brokers and find the topics.
+fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<(Box<dyn Source>, Box<dyn Sink>)>> {
+    let deadline = Instant::now() + kafka.connect_timeout;
+    let mut outage = Outage::new("connecting");
+    loop {
+        let both = KafkaSink::connect(kafka).and_then(|sink| Ok((KafkaSource::connect(kafka)?, sink)));
+        let failure = match both {
+            Ok((source, sink)) => {
+                outage.over(Instant::now());
+                return Ok(Some((Box::new(source), Box::new(sink))));
+            }
+            Err(e) => e,
+        };
+        if !failure.is_transient() || Instant::now() >= deadline {
+            return Err(failure);
+        }
+        let pause = outage.failed(&failure, Instant::now());
+        if shutdown.at(Level::Drain).recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            return Ok(None);
+        }
+    }
+}
+
+/// The threads that end with a result; to be joined in the direction of the flow.
+struct Ends {
+    intake: JoinHandle<Result<()>>,
+    pool: Vec<JoinHandle<()>>,
+    publish: JoinHandle<Result<()>>,
+}
+
+/// Starts all threads of the pipeline. The receiver disconnects when the last of them has ended.
+fn start(
+    config: Config,
+    source: Box<dyn Source>,
+    sink: Box<dyn Sink>,
+    shutdown: &Arc<Shutdown>,
+    registry: Arc<Registry>,
+) -> Result<(Ends, Receiver<()>)> {
+    let threads = config.threads.get();
+    let (style, dead_letter) = match &config.origin {
+        Origin::Kafka(kafka) => (ResultStyle::Topic(config.result_format), kafka.dead_letter_topic.is_some()),
+        Origin::Input(_) => (ResultStyle::Lines, false),
+    };
+    let (jobs_in, jobs) = bounded(0);
+    let (outcomes_in, outcomes) = bounded(2 * threads);
+    let (settled_in, settled) = unbounded();
+    let (done_in, done) = bounded(0);
+
+    let runner = Arc::new(Runner::new(config.exec, shutdown.clone(), registry));
+    let pool = pool::start(threads, &runner, &jobs, &outcomes_in)?;
+    drop((jobs, outcomes_in)); // the pool holds the ends that count
+    let publish = spawn("airkafka-publish", &done_in, {
+        let shutdown = shutdown.clone();
+        move || Publisher { sink, style, dead_letter, shutdown: &shutdown }.run(&outcomes, &settled_in)
+    })?;
+    let intake = spawn("airkafka-consumer", &done_in, {
+        let shutdown = shutdown.clone();
+        move || Intake::new(source, threads, &shutdown).run(jobs_in, &settled)
+    })?;
+    Ok((Ends { intake, pool, publish }, done))
+}
+
+/// Starts a thread that talks to brokers; it holds a clone of `done` while it runs.
+fn spawn(
+    name: &str,
+    done: &Sender<()>,
+    work: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<JoinHandle<Result<()>>> {
+    let done = done.clone();
+    let work = move || {
+        let _done = done;
+        sys::take_no_signals();
+        work()
+    };
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map_err(|e| Error::new(Kind::Unexpected, format!("cannot start thread {name}: {}", os_text(&e))))
+}
+
+/// Waits for the pipeline's end, and sees to it that a drain does not last longer than it may.
+fn wait_for_end(
+    done: &Receiver<()>,
+    shutdown: &Shutdown,
+    drain_timeout: Option<Duration>,
+    grace: Duration,
+) -> Result<()> {
+    crossbeam_channel::select! {
+        recv(done) -> _ => return Ok(()),
+        recv(shutdown.at(Level::Drain)) -> _ => info!("draining: nothing new is started; a second signal stops what runs"),
+    }
+    let drain_timer = drain_timeout.map_or_else(crossbeam_channel::never, crossbeam_channel::after);
+    crossbeam_channel::select! {
+        recv(done) -> _ => return Ok(()),
+        recv(drain_timer) -> _ => warn!("--drain-timeout is over: stopping what runs"),
+        recv(shutdown.at(Level::Kill)) -> _ => warn!("stopping what runs; a third signal exits at once"),
+    }
+    shutdown.raise(Level::Kill);
+    match done.recv_timeout(grace + LAST_PATIENCE) {
+        Err(RecvTimeoutError::Timeout) => Err(Error::new(
+            Kind::Unexpected,
+            "a thread does not end (a broker that does not answer?); leaving it behind",
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl Ends {
+    /// Joins the threads, which have ended or are about to, and says how the worker ended.
+    fn join(self, shutdown: &Shutdown) -> Result<ExitCode> {
+        let intake = joined(self.intake.join())?;
+        for thread in self.pool {
+            joined(thread.join())?;
+        }
+        let publish = joined(self.publish.join())?;
+        if shutdown.level() == Level::Kill {
+            warn!("ended before its time; what was stopped will run again");
+            return Ok(ExitCode::DrainCut);
+        }
+        publish.and(intake)?;
+        info!("ended; all that was started is reported");
+        Ok(ExitCode::Clean)
+    }
+}
+
+fn joined<T>(result: thread::Result<T>) -> Result<T> {
+    result.map_err(|_| {
+        Error::new(Kind::Unexpected, "a thread of the worker failed; please report it with the lines above")
+    })
+}
+
+/// Starts the thread that obeys TERM and INT - drain, stop, exit at once - and in between reaps orphans.
+fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::new(Kind::Unexpected, format!("cannot watch for signals: {}", os_text(&e)));
+    let (mut signals, writer) = UnixStream::pair().map_err(failed)?;
+    signals.set_read_timeout(Some(REAP_EVERY)).map_err(failed)?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, writer.try_clone().map_err(failed)?).map_err(failed)?;
+    }
+    let watch = move || {
+        let _writer = writer; // so that reading never meets the end
+        loop {
+            if signals.read_exact(&mut [0]).is_err() {
+                registry.reap_orphans(); // no signal within the time
+                continue;
+            }
+            match shutdown.level() {
+                Level::Run => shutdown.raise(Level::Drain),
+                Level::Drain => shutdown.raise(Level::Kill),
+                Level::Kill => {
+                    error!("third signal: exiting at once");
+                    registry.kill_all();
+                    std::process::exit(ExitCode::DrainCut as i32);
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("airkafka-signal".into()).spawn(watch).map(drop).map_err(failed)
+}

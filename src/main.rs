@@ -1,2 +1,2 @@
-//! To be written.
+//! The command line tool: signals reset, arguments to configuration, logger, work, exit code.
 fn main() {}

@@ -1,1 +1,41 @@
-//! To be written.
+//! The system calls that no safe library wraps; the only `unsafe` of the crate.
+
+use rustix::process::Pid;
+
+/// Gives SIGCHLD its default action back. Started with SIGCHLD ignored (some supervisors and shells leave it so) the
+/// kernel reaps children by itself and their exit status is lost; `wait-timeout` 0.2.1 even crashes.
+pub fn reset_sigchld() {
+    // SAFETY: sets a default action; no handler of ours is involved, and it runs before any thread is started.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// The process id of some child of ours that has ended and waits to be reaped; leaves it as it is.
+pub fn peek_dead_child() -> Option<Pid> {
+    // SAFETY: all bits zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call. WNOWAIT leaves the child reapable by its owner.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
+    if result != 0 {
+        return None; // ECHILD: no children at all
+    }
+    // SAFETY: waitid succeeded, so the field is set: 0 if no child has ended.
+    Pid::from_raw(unsafe { info.si_pid() })
+}
+
+/// Lets other threads take the process's signals. For threads that talk to brokers: a handler that runs in the middle
+/// of a `write()` cuts it short. Not for threads that start children: they would inherit the mask and ignore our TERM.
+pub fn take_no_signals() {
+    // SAFETY: both calls only write to `set`, which outlives them; the mask is this thread's alone.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// Lets the kernel give us the orphans of our commands, so that they can be found and stopped (PR_SET_CHILD_SUBREAPER).
+pub fn become_subreaper() {
+    if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        log::warn!("cannot become a subreaper ({e}): what commands leave behind is not reaped by this process");
+    }
+}

@@ -4,11 +4,20 @@
 //! ledgers or channels. One file each implements both: `kafka_crate` (a Kafka cluster) and `local` (a file or stdin
 //! in, stdout out).
 
+pub mod kafka_crate;
+pub mod local;
+pub mod outage;
+mod partition;
+mod probe;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
+
+/// How we call ourselves to a broker; it stands in its logs and metrics.
+pub const CLIENT_ID: &str = "airkafka-worker";
 
 /// Where a record stands: its topic, partition and offset (for `--input`: the file, 0 and the line number).
 #[derive(Clone, Debug, PartialEq, Eq)]

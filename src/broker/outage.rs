@@ -1,0 +1,69 @@
+//! Trouble with a broker over time: how long to wait before the next try, and what to log when the state changes.
+//!
+//! The consumer and the publish thread own one each; time is passed in.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::error::Error;
+
+/// The first pause; it doubles with each failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause: what has come back is found again within this time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// An ongoing or past trouble with one activity.
+#[derive(Debug)]
+pub struct Outage {
+    activity: &'static str,
+    since: Option<Instant>,
+    failures: u32,
+    told: String,
+}
+
+impl Outage {
+    /// Of `activity`, as it is to be named in the log ("reading commands").
+    pub fn new(activity: &'static str) -> Self {
+        Outage { activity, since: None, failures: 0, told: String::new() }
+    }
+
+    /// It failed at `now`. Logged if this is news. Returns how long to wait before the next try.
+    pub fn failed(&mut self, error: &Error, now: Instant) -> Duration {
+        self.since.get_or_insert(now);
+        let told = error.to_string();
+        if told != self.told {
+            warn!("{} fails: {told}; trying again", self.activity);
+            self.told = told;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        self.failures += 1;
+        pause
+    }
+
+    /// It went well at `now`. Logged if it had failed before.
+    pub fn over(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            info!("{} works again after {:.1} s", self.activity, now.duration_since(since).as_secs_f64());
+            self.failures = 0;
+            self.told.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn the_pause_grows_to_its_limit_and_starts_over() {
+        let mut outage = Outage::new("testing");
+        let (now, error) = (Instant::now(), Error::new(Kind::Unavailable, "down"));
+        let pauses: Vec<u128> = (0..8).map(|_| outage.failed(&error, now).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000, 2000, 2000]);
+        (0..100).for_each(|_| assert_eq!(outage.failed(&error, now), LONGEST_PAUSE));
+        outage.over(now);
+        assert_eq!(outage.failed(&error, now), FIRST_PAUSE);
+    }
+}
