@@ -202,14 +202,12 @@ impl<'a> Intake<'a> {
 
     /// Commits every partition whose position has moved.
     fn commit(&mut self) -> Result<()> {
-        let commits: Vec<Commit> = self
-            .ledgers
-            .iter()
-            .filter(|(_, partition)| partition.ledger.position() > partition.committed)
-            .map(|(&partition, Partition { ledger, .. })| Commit {
-                partition,
-                offset: ledger.position(),
-                metadata: ledger.metadata(),
+        let keeps_metadata = self.source.metadata_limit() > 0;
+        let moved = self.ledgers.iter().filter(|(_, partition)| partition.ledger.position() > partition.committed);
+        let commits: Vec<Commit> = moved
+            .map(|(&partition, Partition { ledger, .. })| {
+                let metadata = if keeps_metadata { ledger.metadata() } else { String::new() };
+                Commit { partition, offset: ledger.position(), metadata }
             })
             .collect();
         if commits.is_empty() {
