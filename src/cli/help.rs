@@ -1,0 +1,159 @@
+//! The help text, rendered from the table of options.
+//!
+//! Pure text at 100 columns; prints nothing itself.
+
+use super::options::{Fallback, OPTIONS, Opt};
+use super::{NAME, VERSION};
+
+/// Width of the help text.
+const WIDTH: usize = 100;
+/// Column in which the explanations begin.
+const COLUMN: usize = 30;
+
+/// Stands for a blank at which no line is broken.
+const UNBROKEN: &str = "\u{a0}";
+
+const HEAD: &str = "\
+Usage: airkafka-worker --brokers HOST:PORT[,HOST:PORT...] [OPTION...]
+       airkafka-worker --input FILE [OPTION...]
+
+Runs commands from a Kafka topic in parallel as subprocesses and writes their true outcome to a
+result topic.
+";
+
+const TAIL: &str = "
+DURATION: 250ms, 30s, 5m, 1h, 7d or several as in 1h30m; a bare number counts seconds.
+SIZE: bytes, or with KiB, MiB, GiB, TiB (K, M, G, T are the same): powers of 1024.
+
+Settings
+  Every option with a value can also be set in the environment, and in the file that --config (or
+  AIRKAFKA_CONFIG) names. The first of these that is set, and not empty, counts:
+    1. --results-topic results
+    2. AIRKAFKA_RESULTS_TOPIC=results
+    3. AIRFLOW__KAFKA__RESULTS_TOPIC=results (AIRFLOW__SECTION__KEY for any key below)
+    4. results_topic = results in the file, in section [AirKafka_worker] or else [kafka]
+    5. the default
+  Keys that Airflow and AirKafka already use: [kafka] broker_url, topic, results_topic, group_id;
+  [core] parallelism (it sets --threads); [AirKafka_worker] logging_level (DEBUG, INFO, WARN, ERROR
+  or CRITICAL; in the environment AIRKAFKA_LOGGING_LEVEL).
+
+Signals
+  The first TERM or INT drains: take no more commands, finish those that run, report them, exit. The
+  second stops them (they run again elsewhere), the third exits at once.
+
+Exit codes
+   0  clean end (a command that failed is a result, not a failure of the worker)
+   1  unexpected
+   2  command line not understood, or a value typed there is invalid
+  69  brokers or topic unreachable
+  75  drain cut short, by --drain-timeout or a second signal
+  77  authentication or authorisation refused by the broker
+  78  configuration invalid, in the environment or the file
+
+Examples
+  airkafka-worker --brokers localhost:9092 --threads 8
+  airkafka-worker --config ~/airflow/airflow.cfg --timeout 2h --output-dir /var/log/airkafka
+  AIRKAFKA_BROKERS=kafka1,kafka2:9093 airkafka-worker --result-format json -v
+  echo '{\"key\":\"k\",\"command\":[\"echo\",\"hello\"]}' | airkafka-worker --input -
+";
+
+/// What `--version` prints.
+pub fn version() -> String {
+    format!("{NAME} {VERSION}\n")
+}
+
+/// What `--help` prints.
+pub fn help() -> String {
+    let mut text = String::from(HEAD);
+    let mut heading = "";
+    for opt in OPTIONS {
+        if opt.heading != heading {
+            heading = opt.heading;
+            text += &format!("\n{heading}\n");
+        }
+        text += &row(opt);
+    }
+    text + TAIL
+}
+
+fn row(opt: &Opt) -> String {
+    let mut left = format!("  {}", opt.flag());
+    if let Some(short) = opt.short {
+        left += &format!(", -{short}");
+    }
+    if let Some(value) = opt.value {
+        left += &format!(" {value}");
+    }
+    let default = match opt.fallback {
+        Fallback::Nothing => String::new(),
+        // Unbroken, for the eye runs down the list looking for it.
+        Fallback::Value(text) | Fallback::Computed(text) => format!(" [default: {text}]").replace(' ', UNBROKEN),
+    };
+    let default = default.replacen(UNBROKEN, " ", 1);
+    let mut lines = String::new();
+    for (index, line) in wrapped(&format!("{}{default}", opt.help), WIDTH - COLUMN).iter().enumerate() {
+        lines += &format!("{:COLUMN$}{}\n", if index == 0 { &left } else { "" }, line.replace(UNBROKEN, " "));
+    }
+    lines
+}
+
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("never empty");
+        if !line.is_empty() && line.len() + 1 + word.len() > width {
+            lines.push(word.to_string());
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn every_option_stands_in_it_with_its_value_and_default() {
+        let text = help();
+        for opt in OPTIONS {
+            let row = row(opt);
+            assert!(text.contains(&row));
+            assert!(row.starts_with(&format!("  --{}", opt.name)));
+            assert!(row.lines().next().unwrap().chars().nth(COLUMN - 1) == Some(' '));
+            let flat = row.split_whitespace().collect::<Vec<_>>().join(" ");
+            if let Fallback::Value(text) | Fallback::Computed(text) = opt.fallback {
+                assert!(flat.ends_with(&format!("[default: {text}]")), "{flat}");
+            }
+            if let Some((section, key)) = opt.airflow {
+                assert!(text.contains(&format!("[{section}]")) && text.contains(key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn it_fits_the_terminal() {
+        for line in help().lines() {
+            assert!(line.chars().count() <= WIDTH, "{line}");
+            assert_eq!(line, line.trim_end());
+        }
+    }
+
+    #[test]
+    fn it_names_every_exit_code() {
+        use ExitCode::*;
+        for code in [Clean, Unexpected, Usage, Unavailable, DrainCut, Refused, Config] {
+            assert!(help().contains(&format!("\n  {:>2}  ", code as u8)), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_crate() {
+        assert_eq!(version(), concat!("airkafka-worker ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
+}

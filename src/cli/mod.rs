@@ -1,0 +1,257 @@
+//! What was typed: the grammar of the command line, the help and the version.
+//!
+//! Puts the words into [`Args`] and no further: whether a value makes sense is for [`config`](crate::config) to say.
+//! Prints nothing and ends nothing; the caller does what [`Parsed`] tells.
+
+mod help;
+pub mod options;
+pub mod words;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use argh::FromArgs;
+
+pub use help::{help, version};
+use options::OPTIONS;
+use words::{near_miss, shown};
+
+/// Name of the program, in messages.
+pub const NAME: &str = env!("CARGO_PKG_NAME");
+/// Its version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Options as they were typed; [`OPTIONS`] says what they mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq, FromArgs)]
+#[argh(help_triggers("--help", "-h"))]
+pub struct Args {
+    /// value of `--brokers`
+    #[argh(option)]
+    pub brokers: Option<String>,
+    /// value of `--topic`
+    #[argh(option)]
+    pub topic: Option<String>,
+    /// value of `--results-topic`
+    #[argh(option)]
+    pub results_topic: Option<String>,
+    /// value of `--dead-letter-topic`
+    #[argh(option)]
+    pub dead_letter_topic: Option<String>,
+    /// value of `--group`
+    #[argh(option)]
+    pub group: Option<String>,
+    /// value of `--from`
+    #[argh(option)]
+    pub from: Option<String>,
+    /// value of `--client`
+    #[argh(option)]
+    pub client: Option<String>,
+    /// value of `--connect-timeout`
+    #[argh(option)]
+    pub connect_timeout: Option<String>,
+    /// value of `--threads`
+    #[argh(option)]
+    pub threads: Option<String>,
+    /// value of `--timeout`
+    #[argh(option)]
+    pub timeout: Option<String>,
+    /// value of `--grace`
+    #[argh(option)]
+    pub grace: Option<String>,
+    /// value of `--drain-timeout`
+    #[argh(option)]
+    pub drain_timeout: Option<String>,
+    /// value of `--shell`
+    #[argh(option)]
+    pub shell: Option<String>,
+    /// value of `--airflow`
+    #[argh(option)]
+    pub airflow: Option<String>,
+    /// value of `--output-dir`
+    #[argh(option)]
+    pub output_dir: Option<String>,
+    /// value of `--output-limit`
+    #[argh(option)]
+    pub output_limit: Option<String>,
+    /// value of `--tail-bytes`
+    #[argh(option)]
+    pub tail_bytes: Option<String>,
+    /// value of `--result-format`
+    #[argh(option)]
+    pub result_format: Option<String>,
+    /// value of `--input`
+    #[argh(option)]
+    pub input: Option<String>,
+    /// value of `--config`
+    #[argh(option)]
+    pub config: Option<String>,
+    /// how often `--verbose`
+    #[argh(switch, short = 'v')]
+    pub verbose: u8,
+    /// how often `--quiet`
+    #[argh(switch, short = 'q')]
+    pub quiet: u8,
+    /// whether `--version`
+    #[argh(switch, short = 'V')]
+    pub version: bool,
+}
+
+impl Args {
+    /// What was typed for the option of that long name; `None` for a switch too.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let field = match name {
+            "brokers" => &self.brokers,
+            "topic" => &self.topic,
+            "results-topic" => &self.results_topic,
+            "dead-letter-topic" => &self.dead_letter_topic,
+            "group" => &self.group,
+            "from" => &self.from,
+            "client" => &self.client,
+            "connect-timeout" => &self.connect_timeout,
+            "threads" => &self.threads,
+            "timeout" => &self.timeout,
+            "grace" => &self.grace,
+            "drain-timeout" => &self.drain_timeout,
+            "shell" => &self.shell,
+            "airflow" => &self.airflow,
+            "output-dir" => &self.output_dir,
+            "output-limit" => &self.output_limit,
+            "tail-bytes" => &self.tail_bytes,
+            "result-format" => &self.result_format,
+            "input" => &self.input,
+            "config" => &self.config,
+            _ => &None,
+        };
+        field.as_deref()
+    }
+}
+
+/// What the command line asks for. The texts end with a newline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Run, with these options.
+    Run(Box<Args>),
+    /// Print this to stdout and end well.
+    Print(String),
+    /// Print this to stderr and end with [`ExitCode::Usage`](crate::error::ExitCode::Usage).
+    Usage(String),
+}
+
+/// Understands the command line; `args` is what follows the name of the program.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Parsed {
+    let words: Vec<OsString> = args.into_iter().collect();
+    match understand(&words) {
+        Ok(parsed) => parsed,
+        // Who appends --help to a line that failed wants help, not the same message again.
+        Err(_) if words.iter().any(|word| word == "--help" || word == "-h") => Parsed::Print(help()),
+        Err(why) => Parsed::Usage(format!("{why}\nall options: {NAME} --help\n")),
+    }
+}
+
+fn understand(words: &[OsString]) -> Result<Parsed, String> {
+    let Some(plain) = normalise(words)? else { return Ok(Parsed::Print(help())) };
+    let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
+    match Args::from_args(&[NAME], &plain) {
+        Ok(args) if args.version => Ok(Parsed::Print(version())),
+        Ok(args) => Ok(Parsed::Run(Box::new(args))),
+        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(help())),
+        Err(exit) => Err(exit.output.trim_end().to_string()),
+    }
+}
+
+/// Brings the words into the form that argh takes: `--name`, `value`, one switch a word. `None`: help is asked for.
+///
+/// argh alone would refuse `--name=value` and `-vv`, and say little about what is wrong.
+fn normalise(words: &[OsString]) -> Result<Option<Vec<String>>, String> {
+    let mut plain = Vec::new();
+    let mut given: HashMap<&str, String> = HashMap::new();
+    let words = words.iter().enumerate().map(|(index, word)| match word.to_str() {
+        Some(word) => Ok(word),
+        None => Err(format!("argument {} is not valid UTF-8: {}", index + 1, shown(&word.to_string_lossy()))),
+    });
+    let words = words.collect::<Result<Vec<&str>, String>>()?;
+    // The command line of AirKafka began with `start` or `version`.
+    let (first, words) = match words.split_first() {
+        Some((&"start", rest)) => (None, rest),
+        Some((&"version", rest)) => (Some("--version"), rest),
+        Some((&"help", rest)) => (Some("--help"), rest),
+        _ => (None, &words[..]),
+    };
+    let mut rest = first.iter().chain(words).copied();
+    while let Some(word) = rest.next() {
+        if word == "--" {
+            match rest.next() {
+                Some(word) => return Err(unexpected(word)),
+                None => break,
+            }
+        } else if let Some(long) = word.strip_prefix("--") {
+            let (name, attached) = match long.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (long, None),
+            };
+            let opt = options::find(name).ok_or_else(|| unknown(name, "--"))?;
+            let flag = opt.flag();
+            if opt.value.is_none() {
+                match (name, attached) {
+                    (_, Some(value)) => return Err(format!("{flag} takes no value, but {} is given", shown(value))),
+                    ("help", None) => return Ok(None),
+                    (_, None) => plain.push(flag),
+                }
+                continue;
+            }
+            let value = match attached {
+                Some(value) => value,
+                None => following(&flag, opt.value.unwrap_or_default(), rest.next())?,
+            };
+            if let Some(before) = given.insert(opt.name, value.to_string()) {
+                return Err(format!("{flag} is given twice ({} and {}); give it once", shown(&before), shown(value)));
+            }
+            plain.extend([flag, value.to_string()]);
+        } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
+            for letter in letters.chars() {
+                match OPTIONS.iter().find(|opt| opt.short == Some(letter)) {
+                    Some(opt) if opt.name == "help" => return Ok(None),
+                    Some(opt) => plain.push(opt.flag()),
+                    None => return Err(unknown(letters, "-")),
+                }
+            }
+        } else {
+            return Err(unexpected(word));
+        }
+    }
+    Ok(Some(plain))
+}
+
+/// The value that stands behind its option. A word that is an option of ours is hardly meant as a value.
+fn following<'a>(flag: &str, what: &str, next: Option<&'a str>) -> Result<&'a str, String> {
+    let Some(next) = next else { return Err(format!("{flag} needs a value: {flag} {what}")) };
+    let name = next.split('=').next().unwrap_or(next);
+    let is_option = OPTIONS.iter().any(|opt| {
+        name == opt.flag() || opt.short.is_some_and(|short| next.strip_prefix('-') == Some(&short.to_string()))
+    });
+    if is_option {
+        return Err(format!("{flag} needs a value, but {name} follows; if that is the value, write {flag}={next}"));
+    }
+    Ok(next)
+}
+
+/// The message about an option that does not exist; `dashes` is what stood before `name`.
+fn unknown(name: &str, dashes: &str) -> String {
+    let typed: String = format!("{dashes}{name}").chars().take(60).flat_map(char::escape_debug).collect();
+    match near_miss(name.split('=').next().unwrap_or(name), OPTIONS.iter().map(|opt| opt.name)) {
+        Some(meant) => format!("unknown option {typed}; did you mean --{meant}?"),
+        None => format!("unknown option {typed}"),
+    }
+}
+
+/// The message about a word that is neither an option nor the value of one.
+fn unexpected(word: &str) -> String {
+    match near_miss(word, OPTIONS.iter().map(|opt| opt.name).chain(["start"])) {
+        Some("start") => format!("unexpected argument {}; the word start may only come first", shown(word)),
+        Some(meant) => format!("unexpected argument {}; did you mean --{meant}?", shown(word)),
+        None => format!("unexpected argument {}; every value belongs to an option", shown(word)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

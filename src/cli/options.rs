@@ -1,0 +1,349 @@
+//! The one table of options: what each is called on the command line, in the environment and in airflow.cfg, what it
+//! defaults to and what the help says of it.
+//!
+//! The command line, the help and the configuration all read it, so they cannot drift apart. It holds no logic beyond
+//! deriving names.
+
+/// The section of airflow.cfg that is ours.
+pub const WORKER_SECTION: &str = "AirKafka_worker";
+
+/// One option.
+#[derive(Debug)]
+pub struct Opt {
+    /// Long name, without dashes.
+    pub name: &'static str,
+    /// One-letter name.
+    pub short: Option<char>,
+    /// What the help calls the value; `None`: a switch.
+    pub value: Option<&'static str>,
+    /// What holds when it is not given.
+    pub fallback: Fallback,
+    /// Its name in the environment (with a prefix, in capitals) and in our section of airflow.cfg; `None`: it can only
+    /// be typed.
+    pub setting: Option<&'static str>,
+    /// Section and key under which Airflow or AirKafka already have it.
+    pub airflow: Option<(&'static str, &'static str)>,
+    /// The heading it stands under in the help.
+    pub heading: &'static str,
+    /// What the help says, without the default.
+    pub help: &'static str,
+}
+
+/// What holds when an option is not given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// Nothing.
+    Nothing,
+    /// As if this had been given.
+    Value(&'static str),
+    /// Found out at start; the text says how.
+    Computed(&'static str),
+}
+
+impl Opt {
+    /// As it is typed: `--results-topic`.
+    pub fn flag(&self) -> String {
+        format!("--{}", self.name)
+    }
+
+    /// Its environment variable: `AIRKAFKA_RESULTS_TOPIC`.
+    pub fn variable(&self) -> Option<String> {
+        self.setting.map(|setting| format!("AIRKAFKA_{}", setting.to_uppercase()))
+    }
+
+    /// Sections and keys of airflow.cfg, the one that goes first first. A file does not name another file.
+    pub fn file_keys(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let own = self.setting.filter(|setting| *setting != "config").map(|setting| (WORKER_SECTION, setting));
+        own.into_iter().chain(self.airflow)
+    }
+}
+
+/// Airflow's environment variable for a key of airflow.cfg: `AIRFLOW__KAFKA__BROKER_URL`.
+pub fn airflow_variable(section: &str, key: &str) -> String {
+    format!("AIRFLOW__{}__{}", section.to_uppercase(), key.to_uppercase())
+}
+
+/// The option of that long name.
+pub fn find(name: &str) -> Option<&'static Opt> {
+    OPTIONS.iter().find(|opt| opt.name == name)
+}
+
+const KAFKA: &str = "Kafka";
+const COMMANDS: &str = "Commands";
+const GENERAL: &str = "General";
+
+/// Every option, in the order of the help.
+pub const OPTIONS: &[Opt] = &[
+    Opt {
+        name: "brokers",
+        short: None,
+        value: Some("HOST:PORT[,...]"),
+        fallback: Fallback::Nothing,
+        setting: Some("brokers"),
+        airflow: Some(("kafka", "broker_url")),
+        heading: KAFKA,
+        help: "brokers to ask first; required unless --input is given; the port may be left out (9092); IPv6 \
+               addresses go in brackets",
+    },
+    Opt {
+        name: "topic",
+        short: None,
+        value: Some("TOPIC"),
+        fallback: Fallback::Value("AirflowKafkaTopic"),
+        setting: Some("topic"),
+        airflow: Some(("kafka", "topic")),
+        heading: KAFKA,
+        help: "topic the commands are read from",
+    },
+    Opt {
+        name: "results-topic",
+        short: None,
+        value: Some("TOPIC"),
+        fallback: Fallback::Value("AirflowKafkaResultsTopic"),
+        setting: Some("results_topic"),
+        airflow: Some(("kafka", "results_topic")),
+        heading: KAFKA,
+        help: "topic the results are written to; never the topic of the commands",
+    },
+    Opt {
+        name: "dead-letter-topic",
+        short: None,
+        value: Some("TOPIC"),
+        fallback: Fallback::Value("none"),
+        setting: Some("dead_letter_topic"),
+        airflow: None,
+        heading: KAFKA,
+        help: "topic that also gets the records that are no command, unchanged",
+    },
+    Opt {
+        name: "group",
+        short: None,
+        value: Some("GROUP"),
+        fallback: Fallback::Value("AirflowGroupId"),
+        setting: Some("group"),
+        airflow: Some(("kafka", "group_id")),
+        heading: KAFKA,
+        help: "consumer group that the workers share",
+    },
+    Opt {
+        name: "from",
+        short: None,
+        value: Some("earliest|latest"),
+        fallback: Fallback::Value("earliest"),
+        setting: Some("from"),
+        airflow: None,
+        heading: KAFKA,
+        help: "where a new group starts: at the oldest record, or behind the newest",
+    },
+    Opt {
+        name: "client",
+        short: None,
+        value: Some("auto|kafka"),
+        fallback: Fallback::Value("auto"),
+        setting: Some("client"),
+        airflow: None,
+        heading: KAFKA,
+        help: "how to talk to the brokers: the best way they understand, or the kafka crate (one worker per topic)",
+    },
+    Opt {
+        name: "connect-timeout",
+        short: None,
+        value: Some("DURATION"),
+        fallback: Fallback::Value("30s"),
+        setting: Some("connect_timeout"),
+        airflow: None,
+        heading: KAFKA,
+        help: "how long to look for the brokers and the topic at start before giving up",
+    },
+    Opt {
+        name: "threads",
+        short: None,
+        value: Some("N"),
+        fallback: Fallback::Computed("number of CPUs"),
+        setting: Some("threads"),
+        airflow: Some(("core", "parallelism")),
+        heading: COMMANDS,
+        help: "commands that run at once, 1 to 1024",
+    },
+    Opt {
+        name: "timeout",
+        short: None,
+        value: Some("DURATION"),
+        fallback: Fallback::Value("24h"),
+        setting: Some("timeout"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "stop a command that runs longer; none: never; a record's own timeout goes before",
+    },
+    Opt {
+        name: "grace",
+        short: None,
+        value: Some("DURATION"),
+        fallback: Fallback::Value("10s"),
+        setting: Some("grace"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "time a command that is stopped gets between TERM and KILL",
+    },
+    Opt {
+        name: "drain-timeout",
+        short: None,
+        value: Some("DURATION"),
+        fallback: Fallback::Value("none"),
+        setting: Some("drain_timeout"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "after the first TERM or INT, how long running commands may finish before they are stopped; none: \
+               wait for them",
+    },
+    Opt {
+        name: "shell",
+        short: None,
+        value: Some("PROGRAM"),
+        fallback: Fallback::Value("none"),
+        setting: Some("shell"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "give commands that are one string to PROGRAM -c; none: split them into words and run them directly",
+    },
+    Opt {
+        name: "airflow",
+        short: None,
+        value: Some("PATH"),
+        fallback: Fallback::Computed("found on PATH"),
+        setting: Some("airflow"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "program that runs commands beginning with the word airflow",
+    },
+    Opt {
+        name: "output-dir",
+        short: None,
+        value: Some("DIR"),
+        fallback: Fallback::Value("none"),
+        setting: Some("output_dir"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "keep the output of each command as a file in DIR; none: it is dropped, but for its tail",
+    },
+    Opt {
+        name: "output-limit",
+        short: None,
+        value: Some("SIZE"),
+        fallback: Fallback::Value("10GiB"),
+        setting: Some("output_limit"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "stop a command that writes more; none: no limit",
+    },
+    Opt {
+        name: "tail-bytes",
+        short: None,
+        value: Some("SIZE"),
+        fallback: Fallback::Value("2KiB"),
+        setting: Some("tail_bytes"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "how much of the end of the output goes into the result, at most 64KiB",
+    },
+    Opt {
+        name: "result-format",
+        short: None,
+        value: Some("state|json"),
+        fallback: Fallback::Value("state"),
+        setting: Some("result_format"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "value of a result: the bare word success or failed, or the whole outcome as JSON",
+    },
+    Opt {
+        name: "input",
+        short: None,
+        value: Some("FILE"),
+        fallback: Fallback::Nothing,
+        setting: Some("input"),
+        airflow: None,
+        heading: GENERAL,
+        help: "no Kafka: read the records from FILE, one JSON object a line (-: stdin), and write the results to \
+               stdout",
+    },
+    Opt {
+        name: "config",
+        short: None,
+        value: Some("FILE"),
+        fallback: Fallback::Nothing,
+        setting: Some("config"),
+        airflow: None,
+        heading: GENERAL,
+        help: "an airflow.cfg to take settings from",
+    },
+    Opt {
+        name: "verbose",
+        short: Some('v'),
+        value: None,
+        fallback: Fallback::Value("info"),
+        setting: Some("logging_level"),
+        airflow: None,
+        heading: GENERAL,
+        help: "log more, to stderr: -v debug, -vv trace",
+    },
+    Opt {
+        name: "quiet",
+        short: Some('q'),
+        value: None,
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: GENERAL,
+        help: "log less: -q warnings and errors, -qq errors only",
+    },
+    Opt {
+        name: "version",
+        short: Some('V'),
+        value: None,
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: GENERAL,
+        help: "print the version and exit",
+    },
+    Opt {
+        name: "help",
+        short: Some('h'),
+        value: None,
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: GENERAL,
+        help: "print this help and exit",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names = HashSet::new();
+        for opt in OPTIONS {
+            assert!(names.insert(opt.flag()), "{}", opt.name);
+            assert!(opt.short.is_none_or(|short| names.insert(format!("-{short}"))), "{}", opt.name);
+            assert!(opt.variable().is_none_or(|variable| names.insert(variable)), "{}", opt.name);
+            for (section, key) in opt.file_keys() {
+                assert!(names.insert(format!("[{section}] {key}")), "{}", opt.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_setting_is_the_name_with_underscores() {
+        for opt in OPTIONS.iter().filter(|opt| opt.value.is_some()) {
+            assert_eq!(opt.setting, Some(opt.name.replace('-', "_").as_str()));
+        }
+        assert_eq!(find("results-topic").unwrap().variable().unwrap(), "AIRKAFKA_RESULTS_TOPIC");
+        assert_eq!(airflow_variable(WORKER_SECTION, "logging_level"), "AIRFLOW__AIRKAFKA_WORKER__LOGGING_LEVEL");
+        assert_eq!(find("config").unwrap().file_keys().count(), 0);
+    }
+}

@@ -1,0 +1,295 @@
+//! The validated configuration: flag > environment > file > default, all mistakes told at once, each naming its flag.
+//!
+//! What leaves here is typed and checked; nothing behind it looks at a flag or a variable again. Reads the file that
+//! `--config` names and looks whether programs and directories are there; opens no socket, starts no thread or child.
+
+mod file;
+mod lookup;
+mod mistakes;
+mod paths;
+mod summary;
+mod units;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::cli::Args;
+pub use lookup::Env;
+use lookup::{Checked, Lookup};
+pub use mistakes::{Mistake, Mistakes, Source};
+pub use summary::Sources;
+
+/// Everything the worker needs to know, typed and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where records come from and results go.
+    pub origin: Origin,
+    /// Commands that run at once.
+    pub threads: NonZeroUsize,
+    /// How commands are run.
+    pub exec: Exec,
+    /// How long a drain may take before commands are stopped; `None` waits for them.
+    pub drain_timeout: Option<Duration>,
+    /// What a result's value looks like.
+    pub result_format: ResultFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// Remarks to log once the logger stands (settings that are accepted but deserve a word).
+    pub remarks: Vec<String>,
+    /// Where the settings that are not defaults came from, for [`Config::summary`].
+    pub sources: Sources,
+}
+
+/// Where records come from and results go.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// Topics of a Kafka cluster.
+    Kafka(Kafka),
+    /// `--input`: a file of records (`None`: stdin), results on stdout.
+    Input(Option<PathBuf>),
+}
+
+/// The Kafka side.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// `host:port` of the brokers to ask first.
+    pub brokers: Vec<String>,
+    /// Topic the commands are read from.
+    pub topic: String,
+    /// Topic the results are written to; never `topic`.
+    pub results_topic: String,
+    /// Topic for records that are no command.
+    pub dead_letter_topic: Option<String>,
+    /// Consumer group the offsets are committed under.
+    pub group: String,
+    /// Where a new group starts.
+    pub from: StartFrom,
+    /// Which client talks to the brokers.
+    pub client: Client,
+    /// How long to look for the brokers at start.
+    pub connect_timeout: Duration,
+}
+
+/// Where a group without a committed offset starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFrom {
+    /// At the oldest record.
+    Earliest,
+    /// Behind the newest record.
+    Latest,
+}
+
+/// Which client talks to the brokers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// The best one that the brokers understand.
+    Auto,
+    /// The `kafka` crate.
+    Kafka,
+}
+
+/// What a result's value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResultFormat {
+    /// Bare `success` or `failed`, as AirKafka writes it.
+    State,
+    /// The outcome object.
+    Json,
+}
+
+/// How commands are run.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    /// How long a command may run; `None`: for ever. A record's own `timeout` goes before.
+    pub timeout: Option<Duration>,
+    /// Time between TERM and KILL.
+    pub grace: Duration,
+    /// Program that string commands go to, as `PROGRAM -c STRING`; `None`: they are split and run directly.
+    pub shell: Option<PathBuf>,
+    /// Absolute path that replaces a leading `airflow` word; `None`: left as it is.
+    pub airflow: Option<PathBuf>,
+    /// Directory that keeps each command's output; `None`: a private temporary file.
+    pub output_dir: Option<PathBuf>,
+    /// Bytes of output after which a command is stopped.
+    pub output_limit: Option<u64>,
+    /// Bytes from the end of the output that go into the outcome.
+    pub tail_bytes: usize,
+}
+
+impl Config {
+    /// Brings together what was typed, the environment, the file and the defaults; or tells everything that is wrong.
+    pub fn load(args: &Args, env: &Env) -> Result<Config, Mistakes> {
+        let mut look = Lookup::new(args, env);
+        match (build(&mut look, args, env), look.mistakes) {
+            (Some(mut config), mistakes) if mistakes.is_empty() => {
+                config.remarks = look.remarks;
+                config.sources = Sources(look.sources);
+                Ok(config)
+            }
+            (_, mistakes) => Err(Mistakes(mistakes)),
+        }
+    }
+}
+
+/// Looks at every setting, so that every mistake is noted, before it gives up on any.
+fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
+    let path = env.get("PATH");
+    let origin = origin(look, args);
+    let threads = look.optional("threads", units::threads);
+    let timeout = look.value("timeout", units::or_no_limit(units::positive_duration));
+    let grace = look.value("grace", units::duration);
+    let drain_timeout = look.value("drain-timeout", units::or_no_limit(units::duration));
+    let shell = look.value("shell", units::or_none(|value| paths::program(value, path)));
+    let airflow = airflow(look, env, matches!(origin, Some(Origin::Kafka(_))));
+    let output_dir = look.value("output-dir", units::or_none(paths::directory));
+    let output_limit = look.value("output-limit", units::or_no_limit(units::positive_size));
+    let tail_bytes = look.value("tail-bytes", units::tail);
+    let result_format = look.value("result-format", units::result_format);
+    let log_level = log_level(look, args);
+    Some(Config {
+        origin: origin?,
+        threads: threads?.unwrap_or(units::threads_for(env.cpus)),
+        exec: Exec {
+            timeout: timeout?,
+            grace: grace?,
+            shell: shell?,
+            airflow: airflow?,
+            output_dir: output_dir?,
+            output_limit: output_limit?,
+            tail_bytes: tail_bytes?,
+        },
+        drain_timeout: drain_timeout?,
+        result_format: result_format?,
+        log_level: log_level?,
+        remarks: Vec::new(),
+        sources: Sources::default(),
+    })
+}
+
+/// Kafka or a file. Who types `--input -` means it, whatever brokers the environment names; only two that are given in
+/// the same place contradict each other.
+fn origin(look: &mut Lookup, args: &Args) -> Checked<Origin> {
+    let input = look.optional("input", paths::input);
+    let brokers = look.optional("brokers", units::brokers);
+    let kafka = kafka(look);
+    let (input, brokers) = (input?, brokers?);
+    let rank = |name| look.sources.get(name).map(Source::rank);
+    let (input_rank, brokers_rank) = (rank("input"), rank("brokers"));
+    match (input, brokers) {
+        (Some(_), Some(_)) if input_rank == brokers_rank => {
+            let (one, other) = (look.sources["input"].clone(), look.sources["brokers"].clone());
+            look.mistake(&one, format!("{one}: cannot go together with {other}; choose one"));
+            None
+        }
+        (Some(input), brokers) if brokers.is_none() || input_rank > brokers_rank => {
+            look.sources.remove("brokers");
+            for name in ["topic", "results-topic", "dead-letter-topic", "group", "from", "client", "connect-timeout"] {
+                if args.value(name).is_some() {
+                    look.remarks.push(format!("--{name} has no effect with --input"));
+                }
+            }
+            Some(Origin::Input(input))
+        }
+        (_, Some(brokers)) => {
+            look.sources.remove("input");
+            let kafka = Kafka { brokers, ..kafka? };
+            topics_differ(look, &kafka)?;
+            Some(Origin::Kafka(kafka))
+        }
+        (_, None) => {
+            if !look.file_failed {
+                let flag = Source::Flag("--brokers".into());
+                let text = "--brokers: not given; give --brokers HOST:PORT, AIRKAFKA_BROKERS, a --config file with [kafka] \
+                            broker_url, or try it without Kafka: --input -";
+                look.mistake(&flag, text.into());
+            }
+            // A bad name is told already; equal ones are told together with the rest.
+            topics_differ(look, &kafka?)?;
+            None
+        }
+    }
+}
+
+/// Everything about Kafka but the brokers.
+fn kafka(look: &mut Lookup) -> Checked<Kafka> {
+    let topic = look.value("topic", units::topic);
+    let results_topic = look.value("results-topic", units::topic);
+    let dead_letter_topic = look.value("dead-letter-topic", units::or_none(units::topic));
+    let group = look.value("group", units::group);
+    let from = look.value("from", units::start_from);
+    let client = look.value("client", units::client);
+    let connect_timeout = look.value("connect-timeout", units::positive_duration);
+    Some(Kafka {
+        brokers: Vec::new(),
+        topic: topic?,
+        results_topic: results_topic?,
+        dead_letter_topic: dead_letter_topic?,
+        group: group?,
+        from: from?,
+        client: client?,
+        connect_timeout: connect_timeout?,
+    })
+}
+
+/// A worker that wrote to the topic that it reads would take its own results for commands, for ever.
+fn topics_differ(look: &mut Lookup, kafka: &Kafka) -> Checked<()> {
+    let dead = kafka.dead_letter_topic.as_ref();
+    let pairs = [
+        ("results-topic", "topic", kafka.results_topic == kafka.topic, "the worker would eat its own results"),
+        ("dead-letter-topic", "topic", dead == Some(&kafka.topic), "the worker would eat its own dead letters"),
+        (
+            "dead-letter-topic",
+            "results-topic",
+            dead == Some(&kafka.results_topic),
+            "dead letters would pass for results",
+        ),
+    ];
+    let before = look.mistakes.len();
+    for (name, other, _, why) in pairs.into_iter().filter(|(_, _, equal, _)| *equal) {
+        let topic = crate::cli::words::shown(if other == "topic" { &kafka.topic } else { &kafka.results_topic });
+        let given = |name| look.sources.get(name).cloned();
+        // One of the two was given: the defaults differ. That is where it has to be changed.
+        let place = given(name).or_else(|| given(other)).unwrap_or_else(|| Source::Flag(format!("--{name}")));
+        let text = format!("{place}: {topic} cannot be both --{other} and --{name}: {why}; give two different topics");
+        look.mistake(&place, text);
+    }
+    (look.mistakes.len() == before).then_some(())
+}
+
+fn airflow(look: &mut Lookup, env: &Env, from_kafka: bool) -> Checked<Option<PathBuf>> {
+    let path = env.get("PATH");
+    let given = look.optional("airflow", |value| paths::program(value, path))?;
+    let found = given.or_else(|| paths::on_path("airflow", path));
+    if found.is_none() && from_kafka {
+        look.remarks.push(format!(
+            "airflow is not on PATH ({}): commands that begin with `airflow` will be reported as not found; give \
+             --airflow PATH",
+            paths::show_path(path)
+        ));
+    }
+    Some(found)
+}
+
+fn log_level(look: &mut Lookup, args: &Args) -> Checked<LevelFilter> {
+    let configured = look.value("verbose", units::level);
+    let (level, flag) = match (args.verbose, args.quiet) {
+        (0, 0) => return configured,
+        (1, 0) => (LevelFilter::Debug, "-v"),
+        (_, 0) => (LevelFilter::Trace, "-vv"),
+        (0, 1) => (LevelFilter::Warn, "-q"),
+        (0, _) => (LevelFilter::Error, "-qq"),
+        (_, _) => {
+            let flag = Source::Flag("--verbose".into());
+            look.mistake(&flag, "--verbose: cannot go together with --quiet; choose one".into());
+            return None;
+        }
+    };
+    look.sources.insert("verbose", Source::Flag(flag.into()));
+    Some(level)
+}
+
+#[cfg(test)]
+mod tests;
