@@ -58,6 +58,7 @@ pub mod error;
 pub mod exec;
 pub mod intake;
 pub mod ledger;
+pub mod logger;
 pub mod pool;
 pub mod publish;
 pub mod record;

@@ -17,8 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_ANSWER: usize = 64 * 1024;
 const CORRELATION_ID: i32 = 0x61_69_72_6b;
 
-/// The key of the Produce API.
-pub const PRODUCE: i16 = 0;
 /// The key of the Fetch API.
 pub const FETCH: i16 = 1;
 const API_VERSIONS: i16 = 18;
@@ -164,7 +162,7 @@ mod tests {
             told_of(b"\x00\x00\x00\x16airk\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x0b\x00\x01\x00\x04\x00\x11")
                 .unwrap()
                 .unwrap();
-        assert_eq!((served.range(PRODUCE), served.range(FETCH), served.range(9)), (Some((3, 11)), Some((4, 17)), None));
+        assert_eq!((served.range(0), served.range(FETCH), served.range(9)), (Some((3, 11)), Some((4, 17)), None));
     }
 
     #[test]

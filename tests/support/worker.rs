@@ -97,7 +97,11 @@ impl Worker {
 
     /// Its stdout so far, a JSON value a line.
     pub fn results(&self) -> Vec<Value> {
-        self.stdout.all().iter().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}"))).collect()
+        self.stdout
+            .all()
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}")))
+            .collect()
     }
 
     /// Waits until stdout has `count` lines.
@@ -114,7 +118,11 @@ impl Worker {
     /// Waits until `is_so`; fails with all it has printed if that takes too long.
     pub fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
         if !wait_until(&is_so) {
-            panic!("no {what} within {PATIENCE:?}\n--- log\n{}\n--- stdout\n{}", self.log(), self.stdout.all().join("\n"));
+            panic!(
+                "no {what} within {PATIENCE:?}\n--- log\n{}\n--- stdout\n{}",
+                self.log(),
+                self.stdout.all().join("\n")
+            );
         }
     }
 
@@ -192,13 +200,20 @@ pub fn run_input(lines: &[String], args: &[&str]) -> std::collections::BTreeMap<
 
 /// The processes with `text` among their arguments, zombies left out.
 pub fn processes_with(text: &str) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    entries.filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.split(|&b| b == 0).any(|arg| arg == text.as_bytes()))).collect()
+    let entries =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    entries
+        .filter(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.split(|&b| b == 0).any(|arg| arg == text.as_bytes()))
+        })
+        .collect()
 }
 
 /// The children of `parent` that are zombies.
 pub fn zombies_of(parent: u32) -> usize {
-    let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let entries =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let is_zombie = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
