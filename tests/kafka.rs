@@ -1,0 +1,546 @@
+//! The worker on a real Kafka broker: records as AirKafka writes them, delivery, drain, crashes.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use kafka::client::Compression;
+use serde_json::{Value, json};
+use support::broker::Broker;
+use support::kafka::{KeyValue, committed, count, produce, read_all, spread, states};
+use support::worker::{Worker, wait_until};
+
+/// Topics of one test, on the shared broker or on its own.
+struct Topics {
+    broker: String,
+    commands: String,
+    results: String,
+    group: String,
+}
+
+impl Topics {
+    fn new(broker: &Broker, partitions: usize) -> Topics {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let commands = format!("commands-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let results = format!("{commands}-results");
+        broker.create_topic(&commands, partitions);
+        broker.create_topic(&results, 1);
+        let group = format!("{commands}-group");
+        Topics { broker: broker.address().to_owned(), commands, results, group }
+    }
+
+    fn worker(&self, args: &[&str]) -> Worker {
+        Worker::on(&self.broker, &self.commands, &self.results, args)
+    }
+
+    fn spread(&self, partitions: i32, records: &[KeyValue]) {
+        spread(&self.broker, &self.commands, partitions, records);
+    }
+
+    fn wait_for_results(&self, worker: &Worker, wanted: usize) {
+        worker.wait_until(&format!("{wanted} results"), || count(&self.broker, &self.results) >= wanted);
+    }
+
+    fn committed(&self) -> i64 {
+        committed(&self.broker, &self.group, &self.commands).values().sum()
+    }
+
+    fn states(&self) -> BTreeMap<Vec<u8>, Vec<String>> {
+        states(&self.broker, &self.results)
+    }
+}
+
+fn record(key: &str, command: Value) -> KeyValue {
+    (key.into(), command.to_string().into_bytes())
+}
+
+/// A command that appends its name to a file when it starts and when it ends.
+fn traced(name: &str, file: &Path, seconds: f32) -> KeyValue {
+    let script = format!("echo start {name} >>{0}; sleep {seconds}; echo end {name} >>{0}", file.display());
+    record(name, json!(["sh", "-c", script]))
+}
+
+/// How often each name stands in the file behind `word`.
+fn trace(file: &Path, word: &str) -> BTreeMap<String, usize> {
+    let mut times = BTreeMap::new();
+    for line in fs::read_to_string(file).unwrap_or_default().lines() {
+        if let Some(name) = line.strip_prefix(word) {
+            *times.entry(name.trim().to_owned()).or_default() += 1;
+        }
+    }
+    times
+}
+
+/// Numbers that differ from run to run; the seed is printed with a failure.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Dice {
+        let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos().into();
+        eprintln!("seed {seed}");
+        Dice(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % limit
+    }
+}
+
+#[test]
+fn the_original_records_are_run_and_answered_under_their_very_keys() {
+    let topics = Topics::new(Broker::shared(), 1);
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/records/original-records.jsonl"))
+            .unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let records: Vec<KeyValue> =
+        lines.iter().map(|line| (base64(&line["key_b64"]), base64(&line["value_b64"]))).collect();
+    let neighbour = record("neighbour", json!(["true"]));
+    produce(&topics.broker, &topics.commands, 0, Compression::NONE, &records);
+    produce(&topics.broker, &topics.commands, 0, Compression::NONE, std::slice::from_ref(&neighbour));
+
+    let asked = tempfile::tempdir().unwrap();
+    let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/bin");
+    let mut command = Worker::command();
+    command
+        .args(["--brokers", &topics.broker, "--topic", &topics.commands, "--results-topic", &topics.results])
+        .args(["--threads", "4", "--result-format", "json"])
+        .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
+        .env("ASKED_DIR", asked.path());
+    let mut worker = Worker::start_command(&mut command);
+    topics.wait_for_results(&worker, records.len() + 1);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+
+    let results = read_all(&topics.broker, &topics.results);
+    let mut keys: Vec<_> = results.iter().map(|(key, _)| key.clone()).collect();
+    let mut wanted: Vec<_> = records.iter().chain([&neighbour]).map(|(key, _)| key.clone()).collect();
+    keys.sort();
+    wanted.sort();
+    assert_eq!(keys, wanted, "one result per record, under a byte-identical key");
+    // Of each record, by its offset: what has to come of it. The last but one is 3.x's workload bare in a JSON string, and
+    // the last one that workload as an object: neither is a command.
+    let invalid = [14, 16];
+    for (_, value) in &results {
+        let outcome: Value = serde_json::from_slice(value).unwrap();
+        let offset = outcome["offset"].as_u64().unwrap() as usize;
+        let expected = if invalid.contains(&offset) { ("failed", "invalid") } else { ("success", "exit") };
+        assert_eq!((outcome["state"].as_str().unwrap(), outcome["reason"].as_str().unwrap()), expected, "{outcome}");
+    }
+    // What the programs were asked to run is what the record says, word for word.
+    let mut seen: Vec<Vec<String>> = fs::read_dir(asked.path())
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap().lines().skip(1).map(str::to_owned).collect())
+        .collect();
+    let mut wanted: Vec<Vec<String>> = Vec::new();
+    for (_, value) in &records {
+        let words: Vec<String> = match serde_json::from_slice(value).unwrap() {
+            Value::String(text) => text.split(' ').map(str::to_owned).collect(), // none of them has quotes or escapes
+            Value::Array(argv) => argv.iter().map(|arg| arg.as_str().unwrap().to_owned()).collect(),
+            _ => continue,
+        };
+        if ["airflow", "python"].contains(&words[0].as_str()) {
+            wanted.push(words[1..].to_vec());
+        }
+    }
+    seen.sort();
+    wanted.sort();
+    assert_eq!(seen, wanted);
+    assert_eq!(committed(&topics.broker, "AirflowGroupId", &topics.commands)[&0], records.len() as i64 + 1);
+}
+
+fn base64(text: &Value) -> Vec<u8> {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bits, mut count, mut bytes) = (0u32, 0, Vec::new());
+    for c in text.as_str().unwrap().bytes().filter(|&c| c != b'=') {
+        bits = bits << 6 | alphabet.iter().position(|&a| a == c).expect("base64") as u32;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn the_state_format_is_what_the_original_writes() {
+    let topics = Topics::new(Broker::shared(), 1);
+    topics.spread(1, &[record("a", json!(["true"])), record("b", json!(["false"])), ("c".into(), b"{".to_vec())]);
+    let mut worker = topics.worker(&["--threads", "2"]);
+    topics.wait_for_results(&worker, 3);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let expected = [("a", "success"), ("b", "failed"), ("c", "failed")];
+    assert_eq!(topics.states(), expected.map(|(key, state)| (key.into(), vec![state.into()])).into());
+    assert!(worker.log().contains(&format!("group {} is new: it starts at the earliest record", topics.group)));
+    assert!(worker.log().contains("run one worker per topic"));
+}
+
+#[test]
+fn hostile_records_are_each_answered_and_their_neighbours_unharmed() {
+    let topics = Topics::new(Broker::shared(), 1);
+    let mut dice = Dice::new();
+    let seeds = [r#"["true","a"]"#, r#""true 'b'""#, r#"{"command":["true"],"env":{"A":"1"},"stdin":"x","timeout":5}"#];
+    let mut records = Vec::new();
+    for n in 0..1000u64 {
+        let mut value = seeds[dice.below(3) as usize].as_bytes().to_vec();
+        for _ in 0..1 + dice.below(4) {
+            let at = dice.below(value.len() as u64) as usize;
+            match dice.below(3) {
+                0 => value[at] = dice.below(256) as u8,
+                1 => drop(value.remove(at)),
+                _ => value.insert(at, b"{}[]\",:\\\0"[dice.below(9) as usize]),
+            }
+        }
+        records.push((format!("bad {n}").into_bytes(), value));
+        records.push(record(&format!("good {n}"), json!(["true"])));
+    }
+    records.push(("empty".into(), Vec::new()));
+    topics.spread(1, &records);
+    let mut worker = topics.worker(&["--threads", "8", "--timeout", "10s", "-qq"]);
+    topics.wait_for_results(&worker, records.len());
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let states = topics.states();
+    assert_eq!(states.len(), records.len());
+    assert!(
+        states.iter().all(|(key, states)| states.len() == 1 && (!key.starts_with(b"good") || states[0] == "success"))
+    );
+    assert_eq!(topics.committed(), records.len() as i64);
+}
+
+#[test]
+fn a_dead_letter_topic_gets_what_is_no_command_unchanged() {
+    let broker = Broker::shared();
+    let topics = Topics::new(broker, 1);
+    let dead = format!("{}-dead", topics.commands);
+    broker.create_topic(&dead, 2);
+    let bad: Vec<KeyValue> = vec![("k1".into(), b"\xff\x00".to_vec()), ("k2".into(), b"[]".to_vec())];
+    topics.spread(1, &[bad.clone(), vec![record("good", json!(["false"]))]].concat());
+    let mut worker = topics.worker(&["--threads", "2", "--dead-letter-topic", &dead]);
+    topics.wait_for_results(&worker, 3);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let mut letters = read_all(broker.address(), &dead);
+    letters.sort();
+    assert_eq!(letters, bad);
+    assert_eq!(topics.states().len(), 3);
+}
+
+#[test]
+fn records_in_front_of_a_compressed_batch_are_not_lost() {
+    // The kafka crate drops them from an answer that holds both.
+    let topics = Topics::new(Broker::shared(), 1);
+    let mut wanted = BTreeSet::new();
+    let mut write = |compression, numbers: std::ops::Range<u32>| {
+        let records: Vec<KeyValue> = numbers.map(|n| record(&format!("{n:03}"), json!(["true"]))).collect();
+        wanted.extend(records.iter().map(|(key, _)| key.clone()));
+        produce(&topics.broker, &topics.commands, 0, compression, &records);
+    };
+    write(Compression::NONE, 0..10);
+    write(Compression::NONE, 10..11);
+    write(Compression::GZIP, 11..30);
+    write(Compression::NONE, 30..31);
+    write(Compression::SNAPPY, 31..32);
+    write(Compression::NONE, 32..90);
+    write(Compression::GZIP, 90..91);
+    write(Compression::GZIP, 91..150);
+    write(Compression::NONE, 150..160);
+    let mut worker = topics.worker(&["--threads", "4"]);
+    topics.wait_for_results(&worker, wanted.len());
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let states = topics.states();
+    assert!(states.values().all(|states| states.len() == 1), "run twice: {states:?}");
+    assert_eq!(states.into_keys().collect::<BTreeSet<_>>(), wanted);
+    assert!(worker.log().contains("in front of a compressed batch"), "the trap was met at all");
+    assert_eq!(topics.committed(), 160);
+}
+
+#[test]
+fn a_record_larger_than_the_fetch_size_is_run() {
+    let broker = Broker::start_with(&["message.max.bytes=20000000", "replica.fetch.max.bytes=20000000"]);
+    let topics = Topics::new(&broker, 1);
+    let large = json!({"command": ["sh", "-c", "test $(wc -c) = 5000000"], "stdin": "x".repeat(5_000_000)});
+    topics.spread(1, &[record("before", json!(["true"]))]);
+    topics.spread(1, &[record("large", large)]);
+    topics.spread(1, &[record("after", json!(["true"]))]);
+    let mut worker = topics.worker(&["--threads", "2"]);
+    topics.wait_for_results(&worker, 3);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let expected = ["after", "before", "large"].map(|key| (key.into(), vec!["success".to_owned()]));
+    assert_eq!(topics.states(), expected.into());
+}
+
+#[test]
+fn a_codec_that_is_not_known_is_refused_and_the_record_named() {
+    let topics = Topics::new(Broker::shared(), 1);
+    topics.spread(1, &[record("before", json!(["true"]))]);
+    for codec in ["lz4", "zstd"] {
+        java_produce(&topics, codec);
+    }
+    let mut worker = topics.worker(&["--threads", "1"]);
+    worker.expect_exit(78);
+    let log = worker.log();
+    assert!(log.contains(&format!("{}-0@", topics.commands)) && log.contains("codec") && log.contains("lz4"), "{log}");
+    let states = topics.states();
+    assert!(states.values().all(|states| states == &["success"]), "{states:?}");
+    assert_eq!(topics.committed(), states.len() as i64);
+}
+
+/// Writes a record with Kafka's own producer, which knows every codec.
+fn java_produce(topics: &Topics, codec: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
+    let mut child = std::process::Command::new(script)
+        .args(["produce", &topics.broker, &topics.commands, "--compression-codec", codec])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("kafka.sh");
+    let line = format!("{codec}\t[\"true\",\"{}\"]\n", "x".repeat(1000));
+    child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn latest_passes_over_what_is_old_but_nothing_that_comes() {
+    let topics = Topics::new(Broker::shared(), 1);
+    topics.spread(1, &[record("old", json!(["true"]))]);
+    let mut worker = topics.worker(&["--threads", "1", "--from", "latest"]);
+    worker.wait_for_log("is new: it starts at the latest record");
+    worker.wait_until("first commit", || committed(&topics.broker, &topics.group, &topics.commands).contains_key(&0));
+    worker.kill(); // before it has run anything: the next one has to start at the same place
+    topics.spread(1, &[record("new", json!(["true"]))]);
+    let mut worker = topics.worker(&["--threads", "1", "--from", "latest"]);
+    topics.wait_for_results(&worker, 1);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    assert_eq!(topics.states().into_keys().collect::<Vec<_>>(), [b"new".to_vec()]);
+}
+
+#[test]
+fn threads_run_beyond_the_partition_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let topics = Topics::new(Broker::shared(), 1);
+    // Each waits until all eight run.
+    let script = format!("touch {0}/$$; while [ $(ls {0} | wc -l) -lt 8 ]; do sleep 0.02; done", dir.path().display());
+    let records: Vec<KeyValue> =
+        (0..8).map(|n| record(&n.to_string(), json!({"command": ["sh", "-c", script], "timeout": 60}))).collect();
+    topics.spread(1, &records);
+    let mut worker = topics.worker(&["--threads", "8"]);
+    topics.wait_for_results(&worker, 8);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    assert!(topics.states().values().all(|states| states == &["success"]));
+}
+
+#[test]
+fn a_drain_settles_what_runs_and_leaves_the_rest_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let topics = Topics::new(Broker::shared(), 2);
+    let records: Vec<KeyValue> = (0..100).map(|n| traced(&n.to_string(), &file, 0.05)).collect();
+    topics.spread(2, &records);
+    let mut drains = 0;
+    while topics.committed() < 100 {
+        let mut worker = topics.worker(&["--threads", "4"]);
+        let done = trace(&file, "end").len();
+        worker.wait_until("some progress", || trace(&file, "end").len() >= (done + 12).min(100));
+        worker.signal("TERM");
+        worker.expect_exit(0);
+        drains += 1;
+    }
+    assert!(drains >= 2, "never drained in the middle");
+    assert!(trace(&file, "start").values().all(|&times| times == 1), "run twice: {:?}", trace(&file, "start"));
+    let states = topics.states();
+    assert_eq!(states.len(), 100);
+    assert!(states.values().all(|states| states == &["success"]), "{states:?}");
+}
+
+#[test]
+fn what_a_cut_drain_aborts_runs_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let topics = Topics::new(Broker::shared(), 1);
+    topics.spread(1, &[traced("short", &file, 0.0), traced("long", &file, 1.0)]);
+    let mut worker = topics.worker(&["--threads", "2", "--drain-timeout", "0", "--grace", "1s"]);
+    worker.wait_until("start of the long one", || trace(&file, "start").contains_key("long"));
+    topics.wait_for_results(&worker, 1);
+    worker.signal("TERM");
+    worker.expect_exit(75);
+    assert_eq!(topics.committed(), 1);
+    let mut worker = topics.worker(&["--threads", "2"]);
+    topics.wait_for_results(&worker, 2);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    assert_eq!(trace(&file, "start"), [("long".to_owned(), 2), ("short".to_owned(), 1)].into());
+    assert!(topics.states().values().all(|states| states == &["success"]));
+}
+
+#[test]
+fn killed_ten_times_it_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let topics = Topics::new(Broker::shared(), 4);
+    let records: Vec<KeyValue> = (0..2000).map(|n| traced(&n.to_string(), &file, 0.0)).collect();
+    topics.spread(4, &records);
+    let mut dice = Dice::new();
+    for kill in 0..10 {
+        let mut worker = topics.worker(&["--threads", "8", "-q"]);
+        let done = trace(&file, "end").len();
+        let more = 1 + dice.below(180) as usize;
+        let wanted = (done + more).min(1990);
+        worker.wait_until(&format!("progress before kill {kill}"), || trace(&file, "end").len() >= wanted);
+        thread::sleep(Duration::from_millis(dice.below(50)));
+        worker.kill();
+    }
+    let mut worker = topics.worker(&["--threads", "8", "-q"]);
+    worker.wait_until("end of the backlog", || topics.committed() == 2000);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let states = topics.states();
+    assert_eq!(states.len(), 2000, "keys with a result");
+    assert!(states.values().flatten().all(|state| state == "success"));
+    assert_eq!(trace(&file, "end").len(), 2000, "commands that ran");
+    let again: usize = trace(&file, "start").values().map(|times| times - 1).sum();
+    eprintln!("run again after ten kills: {again} of 2000");
+}
+
+#[test]
+fn the_broker_restarts_under_load_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let broker = Broker::start();
+    let topics = Topics::new(&broker, 4);
+    let records: Vec<KeyValue> = (0..1200).map(|n| traced(&n.to_string(), &file, 0.02)).collect();
+    topics.spread(4, &records);
+    let mut worker = topics.worker(&["--threads", "4", "-q"]);
+    let before = fs::read_dir(format!("/proc/{}/task", worker.pid())).unwrap().count();
+    for round in 0..3 {
+        let done = trace(&file, "end").len();
+        worker.wait_until("progress", || trace(&file, "end").len() >= done + 60);
+        if round == 1 {
+            broker.stop()
+        } else {
+            broker.kill()
+        }
+        broker.start_again();
+    }
+    worker.wait_until("end of the backlog", || topics.committed() == 1200);
+    let after = fs::read_dir(format!("/proc/{}/task", worker.pid())).unwrap().count();
+    assert!(after <= before.max(8), "threads grew from {before} to {after}");
+    worker.signal("TERM");
+    worker.expect_exit(0);
+    let states = topics.states();
+    assert_eq!(states.len(), 1200, "keys with a result");
+    assert!(states.values().flatten().all(|state| state == "success"));
+    assert!(trace(&file, "start").values().all(|&times| times == 1), "a worker that lives starts nothing twice");
+    assert!(worker.log().contains("works again after"), "{}", worker.log());
+}
+
+#[test]
+fn a_result_waits_for_a_broker_that_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let broker = Broker::start();
+    let topics = Topics::new(&broker, 1);
+    topics.spread(1, &[traced("k", &file, 1.0)]);
+    let mut worker = topics.worker(&["--threads", "1"]);
+    worker.wait_until("start", || trace(&file, "start").len() == 1);
+    broker.kill();
+    worker.wait_until("end", || trace(&file, "end").len() == 1);
+    worker.wait_for_log("writing results fails");
+    worker.signal("TERM"); // it drains, but does not leave without the result
+    worker.wait_for_log("draining");
+    broker.start_again();
+    worker.expect_exit(0);
+    assert_eq!(topics.states(), [(b"k".to_vec(), vec!["success".to_owned()])].into());
+    assert_eq!(topics.committed(), 1);
+}
+
+#[test]
+fn no_broker_at_start_is_said_and_ends_with_69() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut worker = Worker::start(&["--brokers", &address, "--connect-timeout", "1s"]);
+    worker.expect_exit(69);
+    assert!(worker.log().contains(&format!("broker {address}: connection refused")), "{}", worker.log());
+    let mut worker = Worker::start(&["--brokers", &address, "--connect-timeout", "1h"]);
+    worker.wait_for_log("trying again");
+    worker.signal("TERM");
+    worker.expect_exit(0);
+}
+
+#[test]
+fn a_broker_that_comes_late_is_waited_for() {
+    let broker = Broker::start();
+    let topics = Topics::new(&broker, 1);
+    topics.spread(1, &[record("k", json!(["true"]))]);
+    broker.stop();
+    let mut worker = topics.worker(&["--connect-timeout", "100s"]);
+    worker.wait_for_log("connecting fails");
+    broker.start_again();
+    topics.wait_for_results(&worker, 1);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+}
+
+#[test]
+fn a_topic_that_is_not_there_is_named_with_the_way_to_make_it() {
+    let broker = Broker::start_with(&["auto.create.topics.enable=false"]);
+    let mut worker = Worker::on(broker.address(), "absent", "absent-results", &["--connect-timeout", "1s"]);
+    worker.expect_exit(69);
+    let log = worker.log();
+    assert!(
+        log.contains("topic absent-results does not exist") && log.contains("--create --topic absent-results"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_broker_that_is_too_new_for_the_client_is_refused_at_once() {
+    // Answers ApiVersions as Kafka 4 does: Fetch from version 4 on.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 12];
+            stream.read_exact(&mut request).unwrap();
+            let body = [&request[8..12], &[0, 0, 0, 0, 0, 1, 0, 1, 0, 4, 0, 17]].concat();
+            let answer = [&(body.len() as i32).to_be_bytes()[..], &body].concat();
+            let _ = stream.write_all(&answer);
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let mut worker = Worker::start(&["--brokers", &address, "--connect-timeout", "60s"]);
+    worker.expect_exit(78);
+    assert!(worker.log().contains("serves Fetch 4 to 17") && worker.log().contains("up to 3.9"), "{}", worker.log());
+}
+
+#[test]
+fn a_group_with_living_members_is_not_joined_silently() {
+    let topics = Topics::new(Broker::shared(), 1);
+    topics.spread(1, &[record("k", json!(["true"]))]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
+    let out: PathBuf = tempfile::tempdir().unwrap().keep().join("consumed");
+    let mut member = std::process::Command::new(script)
+        .args(["consume", &topics.broker, &topics.commands, "--group", &topics.group, "--from-beginning"])
+        .stdout(fs::File::create(&out).unwrap())
+        .spawn()
+        .expect("kafka.sh");
+    assert!(wait_until(|| fs::metadata(&out).is_ok_and(|meta| meta.len() > 0)), "the other consumer reads");
+    let mut worker = topics.worker(&["--threads", "1"]);
+    worker.expect_exit(78);
+    let _ = member.kill();
+    let _ = member.wait();
+    assert!(worker.log().contains("other consumers are members of this group"), "{}", worker.log());
+}
