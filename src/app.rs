@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
 use crate::broker::outage::Outage;
-use crate::broker::{Sink, Source};
+use crate::broker::{Pair, Sink, Source};
 use crate::config::{self, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
 use crate::exec::Runner;
@@ -61,7 +61,7 @@ fn run_to_the_end(config: Config) -> Result<ExitCode> {
 }
 
 /// Connects to both ends. `None`: told to end meanwhile.
-fn connect(origin: &Origin, shutdown: &Shutdown) -> Result<Option<(Box<dyn Source>, Box<dyn Sink>)>> {
+fn connect(origin: &Origin, shutdown: &Shutdown) -> Result<Option<Pair>> {
     match origin {
         Origin::Input(path) => Ok(Some((Box::new(LineSource::open(path.as_deref())?), Box::new(LineSink)))),
         Origin::Kafka(kafka) => connect_kafka(kafka, shutdown),
@@ -69,7 +69,7 @@ fn connect(origin: &Origin, shutdown: &Shutdown) -> Result<Option<(Box<dyn Sourc
 }
 
 /// Tries until `--connect-timeout` to reach the brokers and find the topics.
-fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<(Box<dyn Source>, Box<dyn Sink>)>> {
+fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<Pair>> {
     let deadline = Instant::now() + kafka.connect_timeout;
     let mut outage = Outage::new("connecting");
     loop {

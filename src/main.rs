@@ -1,4 +1,4 @@
-//! The command line tool: signals reset, arguments to configuration, logger, work, exit code.
+//! The command line tool: SIGCHLD reset, arguments to configuration, logger, work, exit code.
 
 use std::io::Write;
 use std::process::ExitCode;

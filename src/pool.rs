@@ -61,19 +61,14 @@ fn work(slot: usize, runner: &Runner, jobs: &Receiver<Record>, outcomes: &Sender
 
 /// The one line a command leaves in the log. Never its arguments, environment or stdin: secrets travel there.
 fn report(record: &Record, outcome: &Outcome) {
-    let mut line = format!(
-        "{} key={} {} {}",
-        record.at,
-        show_key(record.key.as_deref()),
-        outcome.state.as_str(),
-        outcome.reason.as_str()
-    );
+    let (key, state, reason) = (show_key(record.key.as_deref()), outcome.state.as_str(), outcome.reason.as_str());
+    let mut line = format!("{} state={state} reason={reason}", record.at);
     for (name, value) in [("exit", outcome.exit_code), ("signal", outcome.signal)] {
         if let Some(value) = value {
             line.push_str(&format!(" {name}={value}"));
         }
     }
-    line.push_str(&format!(" ms={}", outcome.duration_ms));
+    line.push_str(&format!(" ms={} key={key}", outcome.duration_ms));
     if let Some(error) = &outcome.error {
         line.push_str(": ");
         line.push_str(error);

@@ -123,3 +123,6 @@ pub trait Sink: Send {
     /// next call.
     fn send(&mut self, unsent: &mut Vec<Outgoing>) -> Result<()>;
 }
+
+/// Both ends of one place.
+pub type Pair = (Box<dyn Source>, Box<dyn Sink>);

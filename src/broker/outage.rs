@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::warn;
 
 use crate::error::Error;
 
@@ -44,7 +44,7 @@ impl Outage {
     /// It went well at `now`. Logged if it had failed before.
     pub fn over(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
-            info!("{} works again after {:.1} s", self.activity, now.duration_since(since).as_secs_f64());
+            warn!("{} works again after {:.1} s", self.activity, now.duration_since(since).as_secs_f64());
             self.failures = 0;
             self.told.clear();
         }

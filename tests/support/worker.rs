@@ -71,8 +71,9 @@ impl Worker {
     /// Starts it on the topics of a broker; more `args` go after.
     pub fn on(broker: &str, topic: &str, results: &str, args: &[&str]) -> Worker {
         let group = format!("{topic}-group");
-        let base = ["--brokers", broker, "--topic", topic, "--results-topic", results, "--group", &group, "-v"];
-        Self::start(&[&base[..], args].concat())
+        let level = if args.iter().any(|arg| arg.starts_with("-q")) { &[][..] } else { &["-v"] };
+        let base = ["--brokers", broker, "--topic", topic, "--results-topic", results, "--group", &group];
+        Self::start(&[&base[..], level, args].concat())
     }
 
     pub fn pid(&self) -> u32 {
@@ -117,12 +118,10 @@ impl Worker {
 
     /// Waits until `is_so`; fails with all it has printed if that takes too long.
     pub fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
-        if !wait_until(&is_so) {
-            panic!(
-                "no {what} within {PATIENCE:?}\n--- log\n{}\n--- stdout\n{}",
-                self.log(),
-                self.stdout.all().join("\n")
-            );
+        let has_ended = || stat(self.pid()).is_none_or(|(state, _)| state == "Z");
+        if !wait_until(|| is_so() || has_ended()) || !is_so() {
+            let how = if has_ended() { "before the worker ended".into() } else { format!("within {PATIENCE:?}") };
+            panic!("no {what} {how}\n--- log\n{}\n--- stdout\n{}", self.log(), self.stdout.all().join("\n"));
         }
     }
 
@@ -200,24 +199,25 @@ pub fn run_input(lines: &[String], args: &[&str]) -> std::collections::BTreeMap<
 
 /// The processes with `text` among their arguments, zombies left out.
 pub fn processes_with(text: &str) -> Vec<u32> {
-    let entries =
-        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    entries
-        .filter(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.split(|&b| b == 0).any(|arg| arg == text.as_bytes()))
-        })
-        .collect()
+    let has_text = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|&b| b == 0).any(|arg| arg == text.as_bytes())
+    };
+    processes().filter(has_text).collect()
 }
 
 /// The children of `parent` that are zombies.
 pub fn zombies_of(parent: u32) -> usize {
-    let entries =
-        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let is_zombie = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        fields.next() == Some("Z") && fields.next() == Some(&parent.to_string())
-    };
-    entries.filter(is_zombie).count()
+    processes().filter(|&pid| stat(pid).is_some_and(|stat| stat == ("Z".to_owned(), parent))).count()
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// State and parent of a process.
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
 }

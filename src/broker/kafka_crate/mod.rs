@@ -6,7 +6,7 @@
 //! - no commit metadata, headers or time stamps: a crash behind a long command runs again what had ended after it.
 //! - after an I/O error the dead connection is kept: a new client is built.
 //! - it believes any port and connects without a time limit: `probe` asks first.
-//! - it can panic on a broken answer: [`guarded`] makes an error of it.
+//! - it can panic on a broken answer: `guarded` makes an error of it.
 //! - `send` is one `write()`, and its rest is forgotten if a signal interrupts it: the threads that use a client take no
 //!   signals (`sys::take_no_signals`), and requests are kept small.
 //! - after the last attempt a refused commit is tried again without a pause, for ever: attempts are not limited, so that
