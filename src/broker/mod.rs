@@ -9,6 +9,7 @@ pub mod local;
 pub mod outage;
 mod partition;
 mod probe;
+pub mod wire;
 
 use std::fmt;
 use std::sync::Arc;
