@@ -80,8 +80,7 @@ impl PartitionLedger {
             Ok(settled) => (settled, None),
             Err(bad) => (Vec::new(), Some(bad)),
         };
-        let letters_ahead = settled.iter().map(run_letters).sum::<usize>()
-            + settled.windows(2).map(|pair| gap_letters(pair[0].end, pair[1].start)).sum::<usize>();
+        let letters_ahead = letters_of(&settled);
         let ledger = PartitionLedger {
             open: BTreeSet::new(),
             next: offset.max(0),
@@ -134,6 +133,31 @@ impl PartitionLedger {
         if let (Some(below), Some(above)) = (below, above) {
             self.letters_between += gap_letters(below + 1, above);
         }
+        true
+    }
+
+    /// An offset that somebody else has settled, whether it was read here yet or not. `false`: it was settled before.
+    pub fn settle_elsewhere(&mut self, offset: i64) -> bool {
+        if offset < self.next {
+            return self.settle(offset);
+        }
+        if self.ahead.iter().any(|run| run.contains(&offset)) {
+            return false;
+        }
+        // Into its place among the runs ahead; neighbours are joined, so that there is one text for what is settled.
+        let mut runs = Vec::from(std::mem::take(&mut self.ahead));
+        let place = runs.partition_point(|run| run.start < offset);
+        runs.insert(place, offset..offset.saturating_add(1));
+        runs.dedup_by(|later, earlier| {
+            let touching = earlier.end == later.start;
+            if touching {
+                earlier.end = later.end;
+            }
+            touching
+        });
+        self.letters_ahead = letters_of(&runs);
+        self.ahead = runs.into();
+        self.advance(self.next); // it may be the very next one
         true
     }
 
@@ -202,6 +226,12 @@ impl PartitionLedger {
 /// Letters for the offsets from `start` up to `end`, which is not one of them; 0 if there are none.
 fn gap_letters(start: i64, end: i64) -> usize {
     letters(u64::try_from(end - start).unwrap_or(0))
+}
+
+/// Letters of the runs and of what is open between them.
+fn letters_of(runs: &[Range<i64>]) -> usize {
+    let between = runs.windows(2).map(|pair| gap_letters(pair[0].end, pair[1].start));
+    runs.iter().map(run_letters).chain(between).sum()
 }
 
 fn run_letters(run: &Range<i64>) -> usize {

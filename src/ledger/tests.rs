@@ -92,6 +92,23 @@ fn a_run_list_is_passed_over_as_reading_reaches_it() {
 }
 
 #[test]
+fn what_is_settled_elsewhere_counts_read_or_not() {
+    let mut ledger = restored(10, "");
+    admit_all(&mut ledger, [10, 11]);
+    assert!(ledger.settle_elsewhere(11), "open here");
+    assert!(!ledger.settle_elsewhere(11) && !ledger.settle_elsewhere(9), "settled before");
+    assert!(ledger.settle_elsewhere(15) && ledger.settle_elsewhere(13) && ledger.settle_elsewhere(14));
+    assert!(!ledger.settle_elsewhere(14));
+    assert_eq!(ledger.metadata(), "1:10:AaAc");
+    assert!(bound_holds(&ledger));
+    assert!(ledger.settle_elsewhere(12), "the very next one");
+    assert_eq!((ledger.position(), ledger.metadata().as_str()), (10, "1:10:Ae"));
+    assert_eq!((ledger.admit(13), ledger.admit(16)), (Admission::Settled, Admission::New));
+    assert!(ledger.settle(10) && ledger.settle(16));
+    assert_eq!((ledger.position(), ledger.metadata().as_str()), (17, ""));
+}
+
+#[test]
 fn the_ends_of_the_range_of_offsets_do_no_harm() {
     let mut ledger = restored(i64::MIN, "");
     assert_eq!((ledger.position(), ledger.admit(-1)), (0, Admission::Settled));

@@ -1,5 +1,6 @@
 //! Kafka's protocol on blocking calls of our own: connections, groups, reading, writing; the codec is `kafka-protocol`.
 
+pub mod assignor;
 pub mod cluster;
 pub mod conn;
 pub mod dial;
