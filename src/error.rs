@@ -35,6 +35,8 @@ impl From<ExitCode> for std::process::ExitCode {
 pub enum Kind {
     /// A broker, leader or topic is away: wait and try again.
     Unavailable,
+    /// Not possible for the moment, in the ordinary course of things (a rebalance): try again soon, without a word.
+    Later,
     /// The broker refuses us: authentication or authorisation.
     Refused,
     /// What was configured cannot work here.
@@ -73,13 +75,13 @@ impl Error {
 
     /// Whether waiting and trying again can help.
     pub fn is_transient(&self) -> bool {
-        self.kind == Kind::Unavailable
+        matches!(self.kind, Kind::Unavailable | Kind::Later)
     }
 
     /// How the process ends if this error ends it.
     pub fn exit_code(&self) -> ExitCode {
         match self.kind {
-            Kind::Unavailable => ExitCode::Unavailable,
+            Kind::Unavailable | Kind::Later => ExitCode::Unavailable,
             Kind::Refused => ExitCode::Refused,
             Kind::Config => ExitCode::Config,
             Kind::Unexpected => ExitCode::Unexpected,

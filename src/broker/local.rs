@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::{Commit, Event, Outgoing, Position, Record, Sink, Source};
+use super::{Commit, Demand, Event, Outgoing, Position, Record, Sink, Source};
 use crate::error::{Error, Kind, Result, os_text};
 use crate::record;
 
@@ -63,10 +63,13 @@ impl LineSource {
 }
 
 impl Source for LineSource {
-    fn poll(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<()> {
+    fn poll(&mut self, wait: Duration, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
         if !self.assigned {
             self.assigned = true;
             events.push(Event::Assigned { partition: 0, offset: 1, metadata: String::new() });
+        }
+        if !demand.want {
+            return Ok(());
         }
         match self.lines.recv_timeout(wait) {
             Ok(Ok(line)) => events.extend(self.record(line)),

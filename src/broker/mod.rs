@@ -11,6 +11,7 @@ mod partition;
 mod probe;
 pub mod wire;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ impl fmt::Display for Position {
         write!(f, "{}-{}@{}", self.topic, self.partition, self.offset)
     }
 }
+
+/// A record by partition and offset, where the topic goes without saying.
+pub type At = (i32, i64);
 
 /// A record as it was read.
 #[derive(Clone, Debug)]
@@ -66,6 +70,24 @@ pub enum Event {
     },
     /// The next record of an assigned partition; offsets grow within a partition.
     Record(Record),
+    /// This partition is to go to another member of the group: start nothing more of it, commit it a last time, and it
+    /// is [released](Source::released).
+    Revoked {
+        /// Partition.
+        partition: i32,
+    },
+    /// All partitions are lost, and cannot be committed any more.
+    Lost,
+    /// Which records of this partition other members run, and have run and reported. Each time it replaces what was said
+    /// before; it comes after `Assigned`, before the first record.
+    Claims {
+        /// Partition.
+        partition: i32,
+        /// Offsets whose command runs elsewhere.
+        running: Vec<i64>,
+        /// Offsets whose command has run elsewhere, its result acknowledged.
+        done: Vec<i64>,
+    },
     /// There will be no more records (`--input` at its end).
     End,
 }
@@ -81,17 +103,43 @@ pub struct Commit {
     pub metadata: String,
 }
 
+/// What the consumer thread wants, and has under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand<'a> {
+    /// Whether records are wanted.
+    pub want: bool,
+    /// Partitions of which none are wanted for now.
+    pub paused: &'a BTreeSet<i32>,
+    /// What runs on our threads.
+    pub running: &'a BTreeSet<At>,
+}
+
 /// Where records come from.
 pub trait Source: Send {
-    /// Adds to `events` what has come, waiting up to about `wait` for the first. An error that
-    /// [is transient](crate::error::Error::is_transient) leaves the source able to go on: call again later.
-    fn poll(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<()>;
+    /// Adds to `events` what has come, waiting up to about `wait` for the first. Is called often, also when no records are
+    /// wanted: a group expects signs of life. An error that [is transient](crate::error::Error::is_transient) leaves the
+    /// source able to go on: call again later.
+    fn poll(&mut self, wait: Duration, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()>;
 
     /// Commits; on an error nothing is known to be committed.
     fn commit(&mut self, commits: &[Commit]) -> Result<()>;
 
     /// How many characters of commit metadata are kept for a partition; 0 if none are.
     fn metadata_limit(&self) -> usize;
+
+    /// A revoked partition has been committed a last time.
+    fn released(&mut self, _partition: i32) {}
+
+    /// A command has ended, and is reported, whose partition is not ours any more: its owner has to know.
+    fn done_elsewhere(&mut self, _at: At) {}
+
+    /// No more records are wanted, for good: others may have our partitions while the last commands run.
+    fn drain(&mut self) {}
+
+    /// Leaves, after the last commit. Returns whether that is done; if not, poll and call again.
+    fn leave(&mut self) -> Result<bool> {
+        Ok(true)
+    }
 }
 
 /// Which topic an [`Outgoing`] record goes to.

@@ -14,7 +14,7 @@ use kafka::error::{Error as CrateError, KafkaCode};
 use log::{debug, info, warn};
 
 use super::{connect, explain, explain_code, guarded, leaders, load_metadata};
-use crate::broker::{Commit, Event, Position, Record, Source};
+use crate::broker::{Commit, Demand, Event, Position, Record, Source};
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
 
@@ -341,7 +341,10 @@ impl From<&kafka::client::fetch::Message<'_>> for Fetched {
 }
 
 impl Source for KafkaSource {
-    fn poll(&mut self, wait: Duration, events: &mut Vec<Event>) -> Result<()> {
+    fn poll(&mut self, wait: Duration, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        if !demand.want {
+            return Ok(());
+        }
         let asked = Instant::now();
         let before = events.len();
         let mut client = match self.client.take() {

@@ -22,15 +22,13 @@ use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use serde::{Deserialize, Serialize};
 
 use super::guard::Guarded;
+use crate::broker::At;
 
 /// How we call the way partitions are assigned; members that do not know it cannot join.
 pub const PROTOCOL: &str = "airkafka-sticky";
 
 /// Version of subscription and assignment that we write: the one with owned partitions.
 const VERSION: i16 = 1;
-
-/// A record by partition and offset.
-pub type At = (i32, i64);
 
 /// What a member tells when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

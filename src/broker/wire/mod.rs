@@ -5,5 +5,6 @@ pub mod cluster;
 pub mod conn;
 pub mod dial;
 pub mod errors;
+pub mod group;
 pub mod guard;
 pub mod stream;

@@ -1,0 +1,552 @@
+//! Membership in a consumer group: find the coordinator, join, sync, heartbeat, commit, leave.
+//!
+//! A state machine that [`Group::drive`] moves on as far as it goes without waiting, so that heartbeats never wait for a
+//! command and reading never waits for a rebalance. Join and Sync, which a broker may answer late, have a connection of
+//! their own; commits and offsets go over a second one. The classic protocol (JoinGroup and so on), as it has been served
+//! since Kafka 0.9: <https://kafka.apache.org/protocol.html>.
+//!
+//! Who cannot reach the coordinator for a session timeout counts as gone there. We count ourselves gone no later: all
+//! partitions are lost then, and nothing new of them is started.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::join_group_response::JoinGroupResponse;
+use kafka_protocol::messages::leave_group_request::MemberIdentity;
+use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
+use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
+use kafka_protocol::messages::{
+    GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest, OffsetFetchRequest,
+    SyncGroupRequest, TopicName,
+};
+use kafka_protocol::protocol::{Request, StrBytes};
+use log::{debug, info};
+
+use super::assignor::{self, Assignment, PROTOCOL, Said, Subscription};
+use super::cluster::Cluster;
+use super::conn::Connection;
+use super::errors::{self, Doing};
+use crate::broker::Commit;
+use crate::error::{Error, Kind, Result};
+
+/// The newest versions that are built here.
+const JOIN: i16 = 9;
+const SYNC: i16 = 5;
+const HEARTBEAT: i16 = 4;
+const LEAVE: i16 = 5;
+const OFFSET_COMMIT: i16 = 9;
+const OFFSET_FETCH: i16 = 7;
+
+const PROTOCOL_TYPE: &str = "consumer";
+
+/// How the group is to be taken part in.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The group's name.
+    pub group: String,
+    /// The topic that is read.
+    pub topic: String,
+    /// A name that stays over restarts (static membership, KIP-345).
+    pub instance_id: Option<String>,
+    /// After this time without a sign the coordinator takes a member for gone.
+    pub session_timeout: Duration,
+    /// How often a sign is given.
+    pub heartbeat_interval: Duration,
+    /// How long an answer may take.
+    pub patience: Duration,
+}
+
+/// What has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A new generation: these are our partitions from now on.
+    Assigned(Assignment),
+    /// We may count as gone: nothing is ours any more.
+    Lost(String),
+}
+
+/// Where membership stands.
+enum Phase {
+    /// About to join, or to join again, over the connection if there is one.
+    Outside(Option<Connection>),
+    /// JoinGroup is under way, since the time given.
+    Joining(Connection, Instant),
+    /// SyncGroup is under way, since the time given.
+    Syncing(Connection, Instant),
+    /// A member of a settled generation.
+    Stable(Stable),
+}
+
+/// Heartbeats in a settled generation.
+struct Stable {
+    /// `None`: it was lost, which costs no membership as long as there is another in time.
+    conn: Option<Connection>,
+    beat_at: Instant,
+    /// When the heartbeat was sent that is not answered yet.
+    asked: Option<Instant>,
+    /// Join again when nothing is under way.
+    rejoin: bool,
+}
+
+/// A committed offset and its metadata.
+pub type Committed = (i64, String);
+
+/// One membership.
+pub struct Group {
+    settings: Settings,
+    phase: Phase,
+    member_id: StrBytes,
+    generation: i32,
+    /// The coordinator's broker id, while it is believed to be that.
+    coordinator: Option<i32>,
+    /// For commits and offsets.
+    offsets: Option<Connection>,
+    /// When the request was sent that the coordinator has answered last. As long as we are a member, we stay one for a
+    /// session timeout after this.
+    seen: Instant,
+    member: bool,
+    /// What we have; as of `owned_since`.
+    owned: BTreeSet<i32>,
+    owned_since: i32,
+    partitions: i32,
+}
+
+impl Group {
+    /// Not a member yet.
+    pub fn new(settings: Settings) -> Group {
+        let now = Instant::now();
+        Group {
+            settings,
+            phase: Phase::Outside(None),
+            member_id: StrBytes::default(),
+            generation: -1,
+            coordinator: None,
+            offsets: None,
+            seen: now,
+            member: false,
+            owned: BTreeSet::new(),
+            owned_since: -1,
+            partitions: 0,
+        }
+    }
+
+    /// Whether we are a member and no rebalance is under way, as far as we know.
+    pub fn is_stable(&self) -> bool {
+        matches!(self.phase, Phase::Stable(_))
+    }
+
+    /// The connection that an answer is awaited on.
+    pub fn awaited(&self) -> Option<&Connection> {
+        match &self.phase {
+            Phase::Outside(_) => None,
+            Phase::Joining(conn, _) | Phase::Syncing(conn, _) => Some(conn),
+            Phase::Stable(stable) => stable.conn.as_ref().filter(|_| stable.asked.is_some()),
+        }
+    }
+
+    /// When [`drive`](Self::drive) has to be called again, even if nothing has come.
+    pub fn due(&self) -> Instant {
+        match &self.phase {
+            Phase::Outside(_) => Instant::now(),
+            Phase::Joining(_, sent) | Phase::Syncing(_, sent) => *sent + self.settings.session_timeout,
+            Phase::Stable(stable) if stable.asked.is_some() => self.seen + self.settings.session_timeout,
+            Phase::Stable(stable) if stable.rejoin => Instant::now(),
+            Phase::Stable(stable) => stable.beat_at,
+        }
+    }
+
+    /// Moves on. `said` is asked for what to tell when it joins. After an error it is to be called again, after a pause.
+    pub fn drive(&mut self, cluster: &mut Cluster, said: impl Fn() -> Said) -> Result<Option<Change>> {
+        let now = Instant::now();
+        let session = self.settings.session_timeout;
+        if self.member && now >= self.seen + session {
+            return Ok(Some(self.lost(format!("no answer from the coordinator within {session:?}"))));
+        }
+        match std::mem::replace(&mut self.phase, Phase::Outside(None)) {
+            Phase::Outside(conn) => self.join(conn, cluster, said()),
+            Phase::Joining(conn, sent) | Phase::Syncing(conn, sent) if now >= sent + session => {
+                self.coordinator = None;
+                Err(conn.failed(format!("no answer to a JoinGroup or SyncGroup within {session:?}")))
+            }
+            Phase::Joining(conn, sent) => self.joining(conn, sent),
+            Phase::Syncing(conn, sent) => self.syncing(conn, sent),
+            Phase::Stable(stable) => self.beat(stable, cluster),
+        }
+        .inspect_err(|_| self.coordinator = None)
+    }
+
+    /// Joins again, as soon as nothing else is under way: to let partitions go, or to say what is done.
+    pub fn rejoin(&mut self) {
+        if let Phase::Stable(stable) = &mut self.phase {
+            stable.rejoin = true;
+        }
+    }
+
+    /// What is given up or was never started: partitions that are not in here can go to others when we join again.
+    pub fn set_owned(&mut self, owned: BTreeSet<i32>) {
+        self.owned = owned;
+    }
+
+    /// Sends JoinGroup.
+    fn join(&mut self, conn: Option<Connection>, cluster: &mut Cluster, said: Said) -> Result<Option<Change>> {
+        cluster.refresh(&[&self.settings.topic])?;
+        self.partitions = i32::try_from(cluster.partition_count(&self.settings.topic)).unwrap_or(i32::MAX);
+        let mut conn = match conn {
+            Some(conn) => conn,
+            None => self.connect(cluster)?,
+        };
+        let said = Said { generation: self.owned_since, ..said };
+        let subscription = Subscription { topic: self.settings.topic.clone(), owned: self.owned.clone(), said };
+        let version = conn.version::<JoinGroupRequest>(JOIN)?;
+        let protocol = JoinGroupRequestProtocol::default()
+            .with_name(StrBytes::from_static_str(PROTOCOL))
+            .with_metadata(subscription.encode());
+        let request = JoinGroupRequest::default()
+            .with_group_id(self.group_id())
+            .with_session_timeout_ms(millis(self.settings.session_timeout))
+            // Half of it, so that a slow rebalance does not look like a lost coordinator.
+            .with_rebalance_timeout_ms(millis(self.settings.session_timeout / 2))
+            .with_member_id(self.member_id.clone())
+            .with_group_instance_id(self.instance_id(version >= 5))
+            .with_protocol_type(StrBytes::from_static_str(PROTOCOL_TYPE))
+            .with_protocols(vec![protocol]);
+        let sent = Instant::now();
+        conn.send(version, &request, self.deadline())?;
+        self.phase = Phase::Joining(conn, sent);
+        Ok(None)
+    }
+
+    fn joining(&mut self, mut conn: Connection, sent: Instant) -> Result<Option<Change>> {
+        let Some(response) = conn.receive::<JoinGroupRequest>()? else {
+            self.phase = Phase::Joining(conn, sent);
+            return Ok(None);
+        };
+        if let Some(code) = ResponseError::try_from_code(response.error_code) {
+            if code == ResponseError::MemberIdRequired {
+                self.member_id = response.member_id; // KIP-394: ask again, under the name that was given
+                self.phase = Phase::Outside(Some(conn));
+                return Ok(None);
+            }
+            return self.refused(code, conn);
+        }
+        self.seen = sent;
+        self.member_id = response.member_id.clone();
+        self.generation = response.generation_id;
+        self.member = true;
+        let assignments = if response.leader == response.member_id { self.lead(&response)? } else { Vec::new() };
+        let version = conn.version::<SyncGroupRequest>(SYNC)?;
+        let mut request = SyncGroupRequest::default()
+            .with_group_id(self.group_id())
+            .with_generation_id(self.generation)
+            .with_member_id(self.member_id.clone())
+            .with_group_instance_id(self.instance_id(version >= 3))
+            .with_assignments(assignments);
+        if version >= 5 {
+            request = request
+                .with_protocol_type(Some(StrBytes::from_static_str(PROTOCOL_TYPE)))
+                .with_protocol_name(Some(StrBytes::from_static_str(PROTOCOL)));
+        }
+        let sent = Instant::now();
+        conn.send(version, &request, self.deadline())?;
+        self.phase = Phase::Syncing(conn, sent);
+        Ok(None)
+    }
+
+    /// As the leader, assigns the partitions.
+    fn lead(&self, response: &JoinGroupResponse) -> Result<Vec<SyncGroupRequestAssignment>> {
+        let mut members = BTreeMap::new();
+        for member in &response.members {
+            let subscription =
+                Subscription::decode(member.metadata.clone(), &self.settings.topic).ok_or_else(|| {
+                    let who = crate::record::printable(&member.member_id);
+                    Error::new(
+                        Kind::Config,
+                        format!(
+                            "group {}: member {who} is not an airkafka-worker that we understand",
+                            self.settings.group
+                        ),
+                    )
+                    .hint("give the workers of one version a group of their own")
+                })?;
+            members.insert(member.member_id.to_string(), subscription);
+        }
+        let assigned = assignor::assign(&members, self.partitions);
+        debug!(
+            "group {}: leading generation {} with {} member(s)",
+            self.settings.group,
+            self.generation,
+            members.len()
+        );
+        let encoded = assigned.iter().map(|(id, assignment)| {
+            SyncGroupRequestAssignment::default()
+                .with_member_id(StrBytes::from_string(id.clone()))
+                .with_assignment(assignment.encode(&self.settings.topic))
+        });
+        Ok(encoded.collect())
+    }
+
+    fn syncing(&mut self, mut conn: Connection, sent: Instant) -> Result<Option<Change>> {
+        let Some(response) = conn.receive::<SyncGroupRequest>()? else {
+            self.phase = Phase::Syncing(conn, sent);
+            return Ok(None);
+        };
+        if let Some(code) = ResponseError::try_from_code(response.error_code) {
+            return self.refused(code, conn);
+        }
+        self.seen = sent;
+        let assignment = Assignment::decode(response.assignment, &self.settings.topic)
+            .ok_or_else(|| conn.failed("the leader's assignment cannot be read".into()))?;
+        let beat_at = Instant::now() + self.settings.heartbeat_interval;
+        self.phase = Phase::Stable(Stable { conn: Some(conn), beat_at, asked: None, rejoin: false });
+        self.owned_since = self.generation;
+        if assignment.partitions != self.owned {
+            let (group, topic) = (&self.settings.group, &self.settings.topic);
+            let (generation, members) = (self.generation, assignment.told.members);
+            let partitions = shown(&assignment.partitions);
+            info!(
+                "group {group}: generation {generation}, {members} member(s); partitions of {topic} here: {partitions}"
+            );
+        }
+        Ok(Some(Change::Assigned(assignment)))
+    }
+
+    /// Takes the answer to a heartbeat, and sends the next one when it is due.
+    fn beat(&mut self, mut stable: Stable, cluster: &mut Cluster) -> Result<Option<Change>> {
+        match self.beat_over(&mut stable, cluster) {
+            Ok(None) if stable.rejoin && stable.asked.is_none() => {
+                self.phase = Phase::Outside(stable.conn);
+                Ok(None)
+            }
+            Ok(None) => {
+                self.phase = Phase::Stable(stable);
+                Ok(None)
+            }
+            Ok(Some(code)) => match stable.conn {
+                Some(conn) => self.refused(code, conn),
+                None => Ok(None), // there is no answer without a connection
+            },
+            // The membership does not hang on the connection: another one, soon, does as well.
+            Err(e) => {
+                self.phase = Phase::Stable(Stable { conn: None, asked: None, ..stable });
+                Err(e)
+            }
+        }
+    }
+
+    /// The error code that the coordinator answers with, if it does.
+    fn beat_over(&mut self, stable: &mut Stable, cluster: &mut Cluster) -> Result<Option<ResponseError>> {
+        let conn = match &mut stable.conn {
+            Some(conn) => conn,
+            None => stable.conn.insert(self.connect(cluster)?),
+        };
+        if let Some(sent) = stable.asked
+            && let Some(response) = conn.receive::<HeartbeatRequest>()?
+        {
+            stable.asked = None;
+            match ResponseError::try_from_code(response.error_code) {
+                None => self.seen = sent,
+                Some(ResponseError::RebalanceInProgress) => {
+                    self.seen = sent;
+                    stable.rejoin = true; // what is ours we keep meanwhile
+                }
+                code => return Ok(code),
+            }
+        }
+        let now = Instant::now();
+        if stable.asked.is_none() && !stable.rejoin && now >= stable.beat_at {
+            let version = conn.version::<HeartbeatRequest>(HEARTBEAT)?;
+            let request = HeartbeatRequest::default()
+                .with_group_id(self.group_id())
+                .with_generation_id(self.generation)
+                .with_member_id(self.member_id.clone())
+                .with_group_instance_id(self.instance_id(version >= 3));
+            conn.send(version, &request, self.deadline())?;
+            (stable.asked, stable.beat_at) = (Some(now), now + self.settings.heartbeat_interval);
+        }
+        Ok(None)
+    }
+
+    /// The coordinator does not take us as who we say we are, or is not the coordinator.
+    fn refused(&mut self, code: ResponseError, conn: Connection) -> Result<Option<Change>> {
+        use ResponseError::*;
+        match code {
+            RebalanceInProgress => {
+                self.phase = Phase::Outside(Some(conn));
+                Ok(None)
+            }
+            UnknownMemberId | IllegalGeneration => {
+                if code == UnknownMemberId {
+                    self.member_id = StrBytes::default();
+                }
+                Ok(Some(self.lost(format!("the coordinator has taken us for gone ({code:?})"))))
+            }
+            code => Err(errors::explain(code, &Doing::new("Read", "Group", &self.settings.group))),
+        }
+    }
+
+    /// Nothing is ours any more; joins anew.
+    fn lost(&mut self, why: String) -> Change {
+        self.phase = Phase::Outside(None);
+        self.member = false;
+        self.generation = -1;
+        self.owned.clear();
+        self.owned_since = -1;
+        self.offsets = None;
+        Change::Lost(why)
+    }
+
+    /// Commits offsets of our topic, as this member in this generation.
+    pub fn commit(&mut self, cluster: &mut Cluster, commits: &[Commit]) -> Result<()> {
+        if !self.member {
+            return Err(Error::new(Kind::Later, "not a member of the group at the moment"));
+        }
+        let partitions = commits.iter().map(|commit| {
+            OffsetCommitRequestPartition::default()
+                .with_partition_index(commit.partition)
+                .with_committed_offset(commit.offset)
+                .with_committed_metadata(Some(StrBytes::from_string(commit.metadata.clone())))
+        });
+        let topic =
+            OffsetCommitRequestTopic::default().with_name(self.topic_name()).with_partitions(partitions.collect());
+        let instance_id = self.settings.instance_id.clone().map(StrBytes::from_string);
+        let mut request = OffsetCommitRequest::default()
+            .with_group_id(self.group_id())
+            .with_generation_id_or_member_epoch(self.generation)
+            .with_member_id(self.member_id.clone())
+            .with_topics(vec![topic]);
+        let response = self.ask::<OffsetCommitRequest>(cluster, OFFSET_COMMIT, |version| {
+            request.group_instance_id = instance_id.filter(|_| version >= 7);
+            request
+        })?;
+        for partition in response.topics.iter().flat_map(|topic| &topic.partitions) {
+            match ResponseError::try_from_code(partition.error_code) {
+                None => {}
+                Some(ResponseError::RebalanceInProgress) => {
+                    return Err(Error::new(Kind::Later, "a rebalance is under way"));
+                }
+                // The heartbeat will be told the same, and what follows from it.
+                Some(code @ (ResponseError::UnknownMemberId | ResponseError::IllegalGeneration)) => {
+                    return Err(Error::new(Kind::Later, format!("no longer a member ({code:?})")));
+                }
+                Some(code) => {
+                    self.offsets = None;
+                    self.coordinator = None;
+                    return Err(errors::explain(code, &Doing::new("Read", "Group", &self.settings.group)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is committed for these partitions; those that are missing were never committed.
+    pub fn committed(&mut self, cluster: &mut Cluster, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, Committed>> {
+        let topic = OffsetFetchRequestTopic::default()
+            .with_name(self.topic_name())
+            .with_partition_indexes(partitions.iter().copied().collect());
+        let request = OffsetFetchRequest::default().with_group_id(self.group_id()).with_topics(Some(vec![topic]));
+        let response = self.ask::<OffsetFetchRequest>(cluster, OFFSET_FETCH, |_| request)?;
+        let of_partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
+        let code = of_partitions
+            .clone()
+            .map(|partition| partition.error_code)
+            .chain([response.error_code])
+            .find(|&code| code != 0);
+        if let Some(code) = code.and_then(ResponseError::try_from_code) {
+            self.offsets = None;
+            self.coordinator = None;
+            return Err(errors::explain(code, &Doing::new("Read", "Group", &self.settings.group)));
+        }
+        let committed = of_partitions.filter(|partition| partition.committed_offset >= 0).map(|partition| {
+            let metadata = partition.metadata.as_ref().map(ToString::to_string).unwrap_or_default();
+            (partition.partition_index, (partition.committed_offset, metadata))
+        });
+        Ok(committed.collect())
+    }
+
+    /// Tells the coordinator that we go, so that others get our partitions at once. A static member does not: it is
+    /// expected back.
+    pub fn leave(&mut self, cluster: &mut Cluster) -> Result<()> {
+        if !self.member || self.settings.instance_id.is_some() {
+            return Ok(());
+        }
+        let (group, member) = (self.group_id(), self.member_id.clone());
+        self.ask::<LeaveGroupRequest>(cluster, LEAVE, |version| {
+            let request = LeaveGroupRequest::default().with_group_id(group);
+            match version {
+                0..=2 => request.with_member_id(member),
+                _ => request.with_members(vec![MemberIdentity::default().with_member_id(member)]),
+            }
+        })?;
+        self.member = false;
+        Ok(())
+    }
+
+    /// One request and its answer over the connection for offsets; that is dropped after any error.
+    fn ask<R: Request>(
+        &mut self,
+        cluster: &mut Cluster,
+        newest: i16,
+        request: impl FnOnce(i16) -> R,
+    ) -> Result<R::Response> {
+        let mut conn = match self.offsets.take() {
+            Some(conn) => conn,
+            None => self.connect(cluster)?,
+        };
+        let version = conn.version::<R>(newest)?;
+        let response =
+            conn.call(version, &request(version), self.deadline()).inspect_err(|_| self.coordinator = None)?;
+        self.offsets = Some(conn);
+        Ok(response)
+    }
+
+    /// A new connection to the coordinator.
+    fn connect(&mut self, cluster: &mut Cluster) -> Result<Connection> {
+        let coordinator = match self.coordinator {
+            Some(coordinator) => coordinator,
+            None => cluster.find_coordinator(&self.settings.group)?,
+        };
+        self.coordinator = None; // unless it can be reached
+        let conn = cluster.open(coordinator)?;
+        self.coordinator = Some(coordinator);
+        Ok(conn)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.patience
+    }
+
+    fn group_id(&self) -> GroupId {
+        GroupId(StrBytes::from_string(self.settings.group.clone()))
+    }
+
+    fn topic_name(&self) -> TopicName {
+        TopicName(StrBytes::from_string(self.settings.topic.clone()))
+    }
+
+    fn instance_id(&self, served: bool) -> Option<StrBytes> {
+        self.settings.instance_id.clone().filter(|_| served).map(StrBytes::from_string)
+    }
+}
+
+fn millis(duration: Duration) -> i32 {
+    duration.as_millis().try_into().unwrap_or(i32::MAX)
+}
+
+/// Partitions in short: `0-3,7`.
+fn shown(partitions: &BTreeSet<i32>) -> String {
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for &partition in partitions {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == partition => *end = partition,
+            _ => runs.push((partition, partition)),
+        }
+    }
+    let runs: Vec<String> = runs
+        .iter()
+        .map(|(start, end)| if start == end { start.to_string() } else { format!("{start}-{end}") })
+        .collect();
+    if runs.is_empty() { "none".into() } else { runs.join(",") }
+}

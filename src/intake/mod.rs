@@ -1,0 +1,265 @@
+//! The consumer thread: reads records, hands them to idle threads, settles what is done and commits it.
+//!
+//! Owns the source and the ledgers. Runs no command, sends no result, and never waits longer than one fetch.
+
+mod partitions;
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use log::{debug, error, info, warn};
+
+use crate::broker::outage::Outage;
+use crate::broker::{Demand, Event, Position, Record, Source};
+use crate::error::{Kind, Result};
+use crate::shutdown::{Level, Shutdown};
+use partitions::{Account, Partitions};
+
+/// How long a fetch may wait while nothing runs: a record that comes ends the wait at once.
+const IDLE_WAIT: Duration = Duration::from_millis(500);
+/// How long it may wait while commands run: they have to be settled and committed in time.
+const BUSY_WAIT: Duration = Duration::from_millis(100);
+/// How often it is looked for more while there are still records in the queue.
+const TOP_UP: Duration = Duration::from_millis(100);
+/// Shortest time between two commits: what a crash in between makes run again is what ended within it.
+const COMMIT_EVERY: Duration = Duration::from_millis(50);
+/// How soon again after the source could not commit for the moment.
+const COMMIT_LATER: Duration = Duration::from_millis(20);
+/// A drain that takes longer than this hands its partitions over meanwhile.
+const HAND_OVER_AFTER: Duration = Duration::from_secs(1);
+/// How long the last commit and the farewell are tried.
+const LAST_COMMIT: Duration = Duration::from_secs(30);
+/// The same, when the worker has to end at once.
+const LAST_COMMIT_AT_ONCE: Duration = Duration::from_secs(5);
+
+/// What the consumer thread owns.
+pub struct Intake<'a> {
+    source: Box<dyn Source>,
+    shutdown: &'a Shutdown,
+    threads: usize,
+    partitions: Partitions,
+    /// The next one to hand over; open in its ledger, but not started.
+    next: Option<Record>,
+    /// The source has no more records.
+    ended: bool,
+    reading: Outage,
+    committing: Outage,
+    read_at: Instant,
+    commit_at: Instant,
+}
+
+impl<'a> Intake<'a> {
+    /// Reads from `source` for `threads` threads.
+    pub fn new(source: Box<dyn Source>, threads: usize, shutdown: &'a Shutdown) -> Self {
+        let now = Instant::now();
+        Intake {
+            source,
+            shutdown,
+            threads,
+            partitions: Partitions::default(),
+            next: None,
+            ended: false,
+            reading: Outage::new("reading commands"),
+            committing: Outage::new("committing offsets"),
+            read_at: now,
+            commit_at: now,
+        }
+    }
+
+    /// Runs until the drain, or the end of the source; then until all that was handed over is settled and committed.
+    pub fn run(mut self, jobs: Sender<Record>, settled: &Receiver<Position>) -> Result<()> {
+        let taken = self.take_in(&jobs, settled);
+        if let Err(e) = &taken {
+            error!("{e}; draining");
+            self.shutdown.raise(Level::Drain);
+        }
+        drop(jobs); // the pool ends when its threads are idle
+        let unstarted = self.partitions.unstarted() + usize::from(self.next.take().is_some());
+        if unstarted > 0 {
+            info!("{unstarted} command(s) that were read but not started stay on the topic");
+        }
+        self.partitions.forget_waiting();
+        self.finish(settled);
+        let left = self.leave();
+        taken.and(left)
+    }
+
+    /// The loop while work goes on.
+    fn take_in(&mut self, jobs: &Sender<Record>, settled: &Receiver<Position>) -> Result<()> {
+        let (nowhere, _nobody) = bounded(0); // nobody takes from it
+        while self.shutdown.level() == Level::Run
+            && !(self.ended && self.next.is_none() && self.partitions.unstarted() == 0)
+        {
+            settled.try_iter().for_each(|at| self.settle(&at));
+            self.commit_if_due()?;
+            self.read()?;
+            if self.next.is_none() {
+                self.next = self.partitions.next(self.source.metadata_limit());
+            }
+            let (out, wait) = match self.next {
+                Some(_) => (jobs, TOP_UP),
+                None => (&nowhere, self.read_at.saturating_duration_since(Instant::now())),
+            };
+            select! {
+                // Evaluated only when a thread is there to take it.
+                send(out, self.start_next()) -> sent => if sent.is_err() { break },
+                recv(settled) -> at => match at {
+                    Ok(at) => self.settle(&at),
+                    Err(_) => break, // publish gave up
+                },
+                recv(self.shutdown.at(Level::Drain)) -> _ => {}
+                default(wait) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn start_next(&mut self) -> Record {
+        let record = self.next.take().expect("only sent when there is one");
+        self.partitions.started(&record);
+        record
+    }
+
+    /// While what runs comes to its end.
+    fn finish(&mut self, settled: &Receiver<Position>) {
+        let hand_over_at = Instant::now() + HAND_OVER_AFTER;
+        let mut handing_over = false;
+        loop {
+            match settled.recv_timeout(TOP_UP) {
+                Ok(at) => self.settle(&at),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if !handing_over && Instant::now() >= hand_over_at {
+                handing_over = true;
+                self.source.drain();
+            }
+            // Both are logged; neither keeps a command from its end.
+            let _ = self.commit_if_due();
+            let _ = self.poll(Duration::ZERO, false);
+        }
+    }
+
+    /// Reads on when the queue runs low. Waits in the source only if there is nothing else to do.
+    fn read(&mut self) -> Result<()> {
+        if self.ended || Instant::now() < self.read_at {
+            return Ok(());
+        }
+        let waiting = self.partitions.waiting(self.source.metadata_limit()) + usize::from(self.next.is_some());
+        let wait = match (waiting, self.partitions.is_idle()) {
+            (0, true) => IDLE_WAIT,
+            (0, false) => BUSY_WAIT,
+            _ => Duration::ZERO,
+        };
+        let came = self.poll(wait, waiting < self.threads)?;
+        if !came && waiting > 0 {
+            self.read_at = self.read_at.max(Instant::now() + TOP_UP);
+        }
+        Ok(())
+    }
+
+    /// Lets the source work, and takes what it has to say. Returns whether that was anything.
+    fn poll(&mut self, wait: Duration, want: bool) -> Result<bool> {
+        let paused = self.partitions.paused(self.source.metadata_limit());
+        let mut events = Vec::new();
+        let polled =
+            self.source.poll(wait, &Demand { want, paused: &paused, running: self.partitions.running() }, &mut events);
+        let came = !events.is_empty();
+        events.into_iter().for_each(|event| self.handle(event)); // also those that came before an error
+        let now = Instant::now();
+        match polled {
+            Ok(()) => self.reading.over(now),
+            Err(e) if e.is_transient() => self.read_at = now + self.reading.failed(&e, now),
+            Err(e) => return Err(e),
+        }
+        Ok(came)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Assigned { partition, offset, metadata } => {
+                debug!("partition {partition} starts at offset {offset}");
+                self.partitions.assign(partition, offset, &metadata);
+            }
+            Event::Record(record) => self.partitions.push(record),
+            Event::Revoked { partition } => {
+                self.next.take_if(|next| next.at.partition == partition);
+                self.partitions.revoke(partition);
+                self.commit_at = Instant::now(); // others wait for it
+            }
+            Event::Lost => {
+                self.next = None;
+                self.partitions.lose_all();
+            }
+            Event::Claims { partition, running, done } => self.partitions.set_claims(partition, &running, &done),
+            Event::End => self.ended = true,
+        }
+    }
+
+    fn settle(&mut self, at: &Position) {
+        if self.partitions.settle((at.partition, at.offset)) == Account::Elsewhere {
+            debug!("{at} is done, in a partition that is not ours any more");
+            self.source.done_elsewhere((at.partition, at.offset));
+        }
+    }
+
+    /// Commits if there is something and it is time. An error is one that waiting will not mend.
+    fn commit_if_due(&mut self) -> Result<()> {
+        match Instant::now() < self.commit_at {
+            true => Ok(()),
+            false => self.commit().map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) }),
+        }
+    }
+
+    /// Commits every partition that has changed. Returns whether nothing is left to commit.
+    fn commit(&mut self) -> Result<bool> {
+        let commits = self.partitions.commits(self.source.metadata_limit() > 0);
+        if commits.is_empty() {
+            return Ok(true);
+        }
+        let result = self.source.commit(&commits);
+        let now = Instant::now();
+        match result {
+            Ok(()) => {
+                self.committing.over(now);
+                self.commit_at = now + COMMIT_EVERY;
+                for partition in self.partitions.committed(&commits) {
+                    self.source.released(partition);
+                }
+                Ok(true)
+            }
+            Err(e) => {
+                let later = if e.kind() == Kind::Later { COMMIT_LATER } else { self.committing.failed(&e, now) };
+                self.commit_at = now + later;
+                Err(e)
+            }
+        }
+    }
+
+    /// The last commit, and the farewell; tried for a while.
+    fn leave(&mut self) -> Result<()> {
+        let deadline =
+            Instant::now() + if self.shutdown.level() == Level::Kill { LAST_COMMIT_AT_ONCE } else { LAST_COMMIT };
+        loop {
+            let left = self.commit().and_then(|_| self.source.leave());
+            let pause = match left {
+                Ok(true) => return Ok(()),
+                Ok(false) => Duration::ZERO,
+                Err(e) if e.is_transient() && Instant::now() < deadline => {
+                    self.commit_at.saturating_duration_since(Instant::now())
+                }
+                Err(e) => {
+                    warn!("leaving without the last commit: {e}; commands that have ended may run again");
+                    return Err(e);
+                }
+            };
+            if Instant::now() >= deadline {
+                warn!(
+                    "leaving although the group was not told everything in time; commands that have ended may run again"
+                );
+                return Ok(());
+            }
+            self.poll(pause.max(COMMIT_LATER), false)?;
+        }
+    }
+}
