@@ -15,8 +15,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
 use crate::broker::outage::Outage;
+use crate::broker::wire::{dial::Dialer, source::WireSource};
 use crate::broker::{Pair, Sink, Source};
-use crate::config::{self, Config, Origin};
+use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
 use crate::exec::Runner;
 use crate::exec::registry::Registry;
@@ -73,11 +74,10 @@ fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<Pa
     let deadline = Instant::now() + kafka.connect_timeout;
     let mut outage = Outage::new("connecting");
     loop {
-        let both = KafkaSink::connect(kafka).and_then(|sink| Ok((KafkaSource::connect(kafka)?, sink)));
-        let failure = match both {
-            Ok((source, sink)) => {
+        let failure = match open(kafka) {
+            Ok(both) => {
                 outage.over(Instant::now());
-                return Ok(Some((Box::new(source), Box::new(sink))));
+                return Ok(Some(both));
             }
             Err(e) => e,
         };
@@ -87,6 +87,17 @@ fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<Pa
         let pause = outage.failed(&failure, Instant::now());
         if shutdown.at(Level::Drain).recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
             return Ok(None);
+        }
+    }
+}
+
+/// Connects with the client that suits the brokers.
+fn open(kafka: &config::Kafka) -> Result<Pair> {
+    match kafka.client {
+        Client::Kafka => Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?))),
+        Client::Auto => {
+            let dialer = Arc::new(Dialer::new(kafka)?);
+            Ok((Box::new(WireSource::connect(kafka, dialer)?), Box::new(KafkaSink::connect(kafka)?)))
         }
     }
 }

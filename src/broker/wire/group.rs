@@ -23,7 +23,7 @@ use kafka_protocol::messages::{
     SyncGroupRequest, TopicName,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
-use log::{debug, info};
+use log::debug;
 
 use super::assignor::{self, Assignment, PROTOCOL, Said, Subscription};
 use super::cluster::Cluster;
@@ -108,8 +108,7 @@ pub struct Group {
     /// session timeout after this.
     seen: Instant,
     member: bool,
-    /// What we have; as of `owned_since`.
-    owned: BTreeSet<i32>,
+    /// The generation of the last assignment.
     owned_since: i32,
     partitions: i32,
 }
@@ -127,10 +126,14 @@ impl Group {
             offsets: None,
             seen: now,
             member: false,
-            owned: BTreeSet::new(),
             owned_since: -1,
             partitions: 0,
         }
+    }
+
+    /// The current generation.
+    pub fn generation(&self) -> i32 {
+        self.generation
     }
 
     /// Whether we are a member and no rebalance is under way, as far as we know.
@@ -158,15 +161,20 @@ impl Group {
         }
     }
 
-    /// Moves on. `said` is asked for what to tell when it joins. After an error it is to be called again, after a pause.
-    pub fn drive(&mut self, cluster: &mut Cluster, said: impl Fn() -> Said) -> Result<Option<Change>> {
+    /// Moves on. `telling` is asked what to tell when it joins: the partitions that are not given up, and the rest. After
+    /// an error it is to be called again, after a pause.
+    pub fn drive(
+        &mut self,
+        cluster: &mut Cluster,
+        telling: impl FnOnce() -> (BTreeSet<i32>, Said),
+    ) -> Result<Option<Change>> {
         let now = Instant::now();
         let session = self.settings.session_timeout;
         if self.member && now >= self.seen + session {
             return Ok(Some(self.lost(format!("no answer from the coordinator within {session:?}"))));
         }
         match std::mem::replace(&mut self.phase, Phase::Outside(None)) {
-            Phase::Outside(conn) => self.join(conn, cluster, said()),
+            Phase::Outside(conn) => self.join(conn, cluster, telling()),
             Phase::Joining(conn, sent) | Phase::Syncing(conn, sent) if now >= sent + session => {
                 self.coordinator = None;
                 Err(conn.failed(format!("no answer to a JoinGroup or SyncGroup within {session:?}")))
@@ -185,13 +193,13 @@ impl Group {
         }
     }
 
-    /// What is given up or was never started: partitions that are not in here can go to others when we join again.
-    pub fn set_owned(&mut self, owned: BTreeSet<i32>) {
-        self.owned = owned;
-    }
-
     /// Sends JoinGroup.
-    fn join(&mut self, conn: Option<Connection>, cluster: &mut Cluster, said: Said) -> Result<Option<Change>> {
+    fn join(
+        &mut self,
+        conn: Option<Connection>,
+        cluster: &mut Cluster,
+        (owned, said): (BTreeSet<i32>, Said),
+    ) -> Result<Option<Change>> {
         cluster.refresh(&[&self.settings.topic])?;
         self.partitions = i32::try_from(cluster.partition_count(&self.settings.topic)).unwrap_or(i32::MAX);
         let mut conn = match conn {
@@ -199,7 +207,7 @@ impl Group {
             None => self.connect(cluster)?,
         };
         let said = Said { generation: self.owned_since, ..said };
-        let subscription = Subscription { topic: self.settings.topic.clone(), owned: self.owned.clone(), said };
+        let subscription = Subscription { topic: self.settings.topic.clone(), owned, said };
         let version = conn.version::<JoinGroupRequest>(JOIN)?;
         let protocol = JoinGroupRequestProtocol::default()
             .with_name(StrBytes::from_static_str(PROTOCOL))
@@ -302,14 +310,6 @@ impl Group {
         let beat_at = Instant::now() + self.settings.heartbeat_interval;
         self.phase = Phase::Stable(Stable { conn: Some(conn), beat_at, asked: None, rejoin: false });
         self.owned_since = self.generation;
-        if assignment.partitions != self.owned {
-            let (group, topic) = (&self.settings.group, &self.settings.topic);
-            let (generation, members) = (self.generation, assignment.told.members);
-            let partitions = shown(&assignment.partitions);
-            info!(
-                "group {group}: generation {generation}, {members} member(s); partitions of {topic} here: {partitions}"
-            );
-        }
         Ok(Some(Change::Assigned(assignment)))
     }
 
@@ -392,7 +392,6 @@ impl Group {
         self.phase = Phase::Outside(None);
         self.member = false;
         self.generation = -1;
-        self.owned.clear();
         self.owned_since = -1;
         self.offsets = None;
         Change::Lost(why)
@@ -533,20 +532,4 @@ impl Group {
 
 fn millis(duration: Duration) -> i32 {
     duration.as_millis().try_into().unwrap_or(i32::MAX)
-}
-
-/// Partitions in short: `0-3,7`.
-fn shown(partitions: &BTreeSet<i32>) -> String {
-    let mut runs: Vec<(i32, i32)> = Vec::new();
-    for &partition in partitions {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == partition => *end = partition,
-            _ => runs.push((partition, partition)),
-        }
-    }
-    let runs: Vec<String> = runs
-        .iter()
-        .map(|(start, end)| if start == end { start.to_string() } else { format!("{start}-{end}") })
-        .collect();
-    if runs.is_empty() { "none".into() } else { runs.join(",") }
 }

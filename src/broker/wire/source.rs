@@ -1,0 +1,392 @@
+//! Records of a topic for a member of a consumer group: what the group says, and what the leaders give.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+
+use super::assignor::{Assignment, Said};
+use super::cluster::Cluster;
+use super::conn::{Connection, wait_readable};
+use super::dial::Dialer;
+use super::fetch::{self, Came, Fetchers};
+use super::group::{self, Change, Group};
+use crate::broker::outage::Outage;
+use crate::broker::{At, Commit, Demand, Event, Position, Record, Source};
+use crate::config::{self, StartFrom};
+use crate::error::{Error, Kind, Result};
+use crate::ledger;
+
+/// What a broker keeps of commit metadata unless told otherwise (`offset.metadata.max.bytes`).
+const METADATA_LIMIT: usize = 4096;
+/// How often, at most, a rejoin only tells what is done: until then the owner of the partition holds it open.
+const TELL_EVERY: Duration = Duration::from_secs(3);
+/// How often, at most, the cluster is asked again who leads.
+const REFRESH_PAUSE: Duration = Duration::from_millis(100);
+
+/// A member of a consumer group, and the reader of its partitions.
+pub struct WireSource {
+    topic: Arc<str>,
+    from: StartFrom,
+    metadata_max_age: Duration,
+    cluster: Cluster,
+    group: Group,
+    fetchers: Fetchers,
+    group_outage: Outage,
+    group_retry_at: Instant,
+    /// Who leads is to be asked, and not before the time given.
+    stale: Option<Instant>,
+    refreshed: Instant,
+    /// What the last generation says, until it is carried out.
+    assigned: Option<Assignment>,
+    /// Ours, and read.
+    owned: BTreeSet<i32>,
+    /// Taken from us, and not yet committed for the last time.
+    revoked: BTreeSet<i32>,
+    /// Done outside our partitions, and not known to be settled by their owners.
+    done: BTreeSet<At>,
+    /// What of `done` goes with the join that is under way.
+    telling: BTreeSet<At>,
+    /// What of `done` the leader of a settled generation has passed on.
+    told: BTreeSet<At>,
+    tell_at: Instant,
+    draining: bool,
+    /// Partitions without a leader, if that was said.
+    leaderless: Outage,
+}
+
+impl WireSource {
+    /// Connects, finds the topic, and begins to join the group.
+    pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSource> {
+        let settings = super::Settings::default();
+        let mut cluster = Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10)));
+        cluster.refresh(&[&config.topic])?;
+        let group = Group::new(group::Settings {
+            group: config.group.clone(),
+            topic: config.topic.clone(),
+            instance_id: None,
+            session_timeout: settings.session_timeout,
+            heartbeat_interval: settings.heartbeat_interval,
+            patience: settings.request_timeout.min(settings.session_timeout / 3),
+        });
+        let fetchers = Fetchers::new(fetch::Settings {
+            topic: config.topic.clone(),
+            partition_bytes: settings.max_partition_fetch_bytes,
+            broker_bytes: settings.fetch_max_bytes,
+            read_committed: settings.read_committed,
+            patience: settings.request_timeout,
+        });
+        let now = Instant::now();
+        Ok(WireSource {
+            topic: config.topic.as_str().into(),
+            from: config.from,
+            metadata_max_age: settings.metadata_max_age,
+            cluster,
+            group,
+            fetchers,
+            group_outage: Outage::new("taking part in the group"),
+            group_retry_at: now,
+            stale: None,
+            refreshed: now,
+            assigned: None,
+            owned: BTreeSet::new(),
+            revoked: BTreeSet::new(),
+            done: BTreeSet::new(),
+            telling: BTreeSet::new(),
+            told: BTreeSet::new(),
+            tell_at: now,
+            draining: false,
+            leaderless: Outage::new("finding the leaders"),
+        })
+    }
+
+    /// Everything that can be done without waiting.
+    fn work(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        self.work_group(demand, events)?;
+        self.refresh_if_stale();
+        let mut came = Vec::new();
+        if demand.want {
+            let leaderless = self.fetchers.send(&self.cluster, demand.paused)?;
+            self.note_leaderless(leaderless);
+            let received = self.fetchers.receive(&mut came);
+            self.take(came, events);
+            received?;
+        }
+        Ok(())
+    }
+
+    fn note_leaderless(&mut self, leaderless: Option<Error>) {
+        let now = Instant::now();
+        match leaderless {
+            Some(e) => {
+                if self.stale.is_none() {
+                    self.stale = Some(now + self.leaderless.failed(&e, now));
+                }
+            }
+            None => self.leaderless.over(now),
+        }
+    }
+
+    /// Moves the membership on, and carries out what it says.
+    fn work_group(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        let now = Instant::now();
+        if now < self.group_retry_at {
+            return Ok(());
+        }
+        if !self.done.is_subset(&self.told) && now >= self.tell_at {
+            self.tell_at = now + TELL_EVERY;
+            self.group.rejoin();
+        }
+        match self.move_on(demand, events) {
+            Ok(()) => self.group_outage.over(now),
+            Err(e) if e.kind() == Kind::Later => self.group_retry_at = now + REFRESH_PAUSE,
+            Err(e) if e.is_transient() => self.group_retry_at = now + self.group_outage.failed(&e, now),
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    fn move_on(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        // What was taken from us is ours until it is committed for the last time: nobody else may have it before.
+        let kept: BTreeSet<i32> = self.owned.union(&self.revoked).copied().collect();
+        let (done, telling, draining) = (&self.done, &mut self.telling, self.draining);
+        let change = self.group.drive(&mut self.cluster, || {
+            telling.clone_from(done);
+            let away = demand.running.iter().filter(|at| !kept.contains(&at.0)).copied().collect();
+            let said = Said { generation: 0, draining, away, done: done.iter().copied().collect() };
+            (kept, said)
+        })?;
+        match change {
+            Some(Change::Lost(why)) => self.lose(&why, events),
+            Some(Change::Assigned(assignment)) => {
+                self.told = std::mem::take(&mut self.telling);
+                self.assigned = Some(assignment);
+            }
+            None => {}
+        }
+        self.carry_out(events)
+    }
+
+    fn lose(&mut self, why: &str, events: &mut Vec<Event>) {
+        warn!("membership of the group is lost: {why}; what runs goes on, and joining anew");
+        self.owned.clear();
+        self.revoked.clear();
+        self.assigned = None;
+        self.told.clear();
+        self.fetchers.forget_all();
+        events.push(Event::Lost);
+    }
+
+    /// Carries out an assignment: lets go what is not ours any more, then takes up what is new.
+    fn carry_out(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let Some(assignment) = &self.assigned else { return Ok(()) };
+        let going: Vec<i32> = self.owned.difference(&assignment.partitions).copied().collect();
+        for partition in going {
+            self.owned.remove(&partition);
+            self.revoked.insert(partition);
+            self.fetchers.forget(partition);
+            events.push(Event::Revoked { partition });
+        }
+        if !assignment.partitions.is_disjoint(&self.revoked) {
+            return Ok(()); // it comes back before it has gone: first its last commit
+        }
+        let new: BTreeSet<i32> = assignment.partitions.difference(&self.owned).copied().collect();
+        let starts = if new.is_empty() { BTreeMap::new() } else { self.starts(&new)? };
+        let Some(assignment) = self.assigned.take() else { return Ok(()) };
+        for (partition, (offset, metadata)) in starts {
+            self.fetchers.seek(partition, offset);
+            self.owned.insert(partition);
+            events.push(Event::Assigned { partition, offset, metadata });
+        }
+        for &partition in &self.owned {
+            let of = |list: &[At]| list.iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
+            let (running, done) = (of(&assignment.told.running), of(&assignment.told.done));
+            events.push(Event::Claims { partition, running, done });
+        }
+        let (generation, members) = (self.group.generation(), assignment.told.members);
+        let partitions = in_short(&assignment.partitions);
+        info!("generation {generation} of the group: {members} member(s), here partition(s) {partitions} of {}", self.topic);
+        self.forget_what_is_settled();
+        Ok(())
+    }
+
+    /// Drops from `done` what the owners have committed since they were told.
+    fn forget_what_is_settled(&mut self) {
+        if self.done.is_empty() {
+            return;
+        }
+        let partitions = self.done.iter().map(|at| at.0).collect();
+        match self.group.committed(&mut self.cluster, &partitions) {
+            Ok(committed) => self.done.retain(|(partition, offset)| {
+                !committed.get(partition).is_some_and(|(position, metadata)| ledger::is_settled(*position, metadata, *offset))
+            }),
+            Err(e) => debug!("{e}"), // the next generation is told once more, which does no harm
+        }
+    }
+
+    /// Where to start in partitions that are new here: as committed, or else by `--from`.
+    fn starts(&mut self, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, group::Committed>> {
+        let all = (0..i32::try_from(self.cluster.partition_count(&self.topic)).unwrap_or(i32::MAX)).chain(partitions.iter().copied());
+        let mut starts = self.group.committed(&mut self.cluster, &all.collect())?;
+        let group_is_new = starts.is_empty();
+        starts.retain(|partition, _| partitions.contains(partition));
+        let fresh: BTreeSet<i32> = partitions.iter().filter(|partition| !starts.contains_key(partition)).copied().collect();
+        if fresh.is_empty() {
+            return Ok(starts);
+        }
+        // A partition that appears while a group works holds only what was written meanwhile.
+        let from = if group_is_new { self.from } else { StartFrom::Earliest };
+        if group_is_new {
+            let word = if from == StartFrom::Earliest { "earliest" } else { "latest" };
+            info!("the group is new: it starts at the {word} record of {} (--from)", self.topic);
+        }
+        let ends = self.fetchers.ends(&self.cluster, &fresh, from)?;
+        let commits: Vec<Commit> =
+            ends.iter().map(|(&partition, &offset)| Commit { partition, offset, metadata: String::new() }).collect();
+        // So that `latest` means latest now, and not once more after a crash before the first commit.
+        self.group.commit(&mut self.cluster, &commits)?;
+        starts.extend(ends.into_iter().map(|(partition, offset)| (partition, (offset, String::new()))));
+        Ok(starts)
+    }
+
+    /// Makes events of what the leaders have given: from each partition in turn.
+    fn take(&mut self, came: Vec<Came>, events: &mut Vec<Event>) {
+        let mut queues: Vec<VecDeque<Record>> = Vec::new();
+        for news in came {
+            match news {
+                Came::Records(partition, batches) => {
+                    let record = |fetched: super::records::Fetched| Record {
+                        at: Position { topic: self.topic.clone(), partition, offset: fetched.offset },
+                        key: fetched.key.map(Into::into),
+                        value: fetched.value.map(Into::into),
+                        timestamp_ms: fetched.timestamp_ms,
+                        attempt: None,
+                    };
+                    queues.push(batches.records.into_iter().map(record).collect());
+                }
+                Came::OutOfRange(partition) => self.reset(partition, events),
+                Came::Moved => drop(self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE)),
+            }
+        }
+        while queues.iter().any(|queue| !queue.is_empty()) {
+            events.extend(queues.iter_mut().filter_map(VecDeque::pop_front).map(Event::Record));
+        }
+    }
+
+    /// The offset does not exist (any more): goes on at the earliest one, since it is worse to lose than to repeat.
+    fn reset(&mut self, partition: i32, events: &mut Vec<Event>) {
+        let Some(offset) = self.fetchers.offset(partition) else { return };
+        let earliest = match self.fetchers.ends(&self.cluster, &[partition].into(), StartFrom::Earliest) {
+            Ok(ends) => ends.get(&partition).copied(),
+            Err(e) => {
+                debug!("{e}"); // the fetch fails again, and so we come back
+                None
+            }
+        };
+        let Some(earliest) = earliest else { return };
+        let why = if offset < earliest {
+            format!("retention has deleted {} offset(s) that were never run", earliest - offset)
+        } else {
+            "the topic was made anew or has lost its end".into()
+        };
+        warn!("{}-{partition}@{offset} does not exist: {why}; going on at {earliest}", self.topic);
+        self.fetchers.seek(partition, earliest);
+        events.push(Event::Assigned { partition, offset: earliest, metadata: String::new() });
+    }
+
+    fn refresh_if_stale(&mut self) {
+        let now = Instant::now();
+        if self.refreshed + self.metadata_max_age <= now {
+            self.stale.get_or_insert(now);
+        }
+        if self.stale.is_none_or(|at| now < at) {
+            return;
+        }
+        self.refreshed = now;
+        self.stale = match self.cluster.refresh(&[&self.topic]) {
+            Ok(()) => None,
+            Err(e) => {
+                debug!("{e}"); // whoever cannot do without will say so
+                Some(now + 5 * REFRESH_PAUSE)
+            }
+        };
+    }
+
+    /// Waits for an answer, or until something is due.
+    fn wait(&self, deadline: Instant, want: bool) {
+        let mut connections: Vec<&Connection> = Vec::new();
+        let mut until = deadline;
+        if want {
+            connections.extend(self.fetchers.awaited());
+            until = self.fetchers.due().map_or(until, |due| until.min(due));
+        }
+        connections.extend(self.group.awaited());
+        until = until.min(self.group.due().max(self.group_retry_at));
+        until = self.stale.map_or(until, |at| until.min(at));
+        wait_readable(&connections, until);
+    }
+}
+
+impl Source for WireSource {
+    fn poll(&mut self, wait: Duration, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        let deadline = Instant::now() + wait;
+        loop {
+            self.work(demand, events)?;
+            if !events.is_empty() || Instant::now() >= deadline {
+                return Ok(());
+            }
+            self.wait(deadline, demand.want);
+        }
+    }
+
+    fn commit(&mut self, commits: &[Commit]) -> Result<()> {
+        self.group.commit(&mut self.cluster, commits)
+    }
+
+    fn metadata_limit(&self) -> usize {
+        METADATA_LIMIT
+    }
+
+    fn released(&mut self, partition: i32) {
+        self.revoked.remove(&partition);
+        if self.revoked.is_empty() {
+            self.group.rejoin(); // now others may have them
+        }
+    }
+
+    fn done_elsewhere(&mut self, at: At) {
+        self.done.insert(at);
+    }
+
+    fn drain(&mut self) {
+        if !self.draining {
+            self.draining = true;
+            self.group.rejoin();
+        }
+    }
+
+    fn leave(&mut self) -> Result<bool> {
+        if !self.done.is_subset(&self.told) {
+            self.group.rejoin(); // the owners have to know what is done before we are gone
+            return Ok(false);
+        }
+        self.group.leave(&mut self.cluster).map(|()| true)
+    }
+}
+
+/// Partitions in short: `0-3,7`.
+fn in_short(partitions: &BTreeSet<i32>) -> String {
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for &partition in partitions {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == partition => *end = partition,
+            _ => runs.push((partition, partition)),
+        }
+    }
+    let runs: Vec<String> = runs
+        .iter()
+        .map(|(start, end)| if start == end { start.to_string() } else { format!("{start}-{end}") })
+        .collect();
+    if runs.is_empty() { "none".into() } else { runs.join(",") }
+}
