@@ -225,7 +225,8 @@ impl PartitionLedger {
 
 /// Whether what was committed says that `offset` is settled.
 pub fn is_settled(position: i64, metadata: &str, offset: i64) -> bool {
-    offset < position || codec::decode(position, metadata).is_ok_and(|runs| runs.iter().any(|run| run.contains(&offset)))
+    offset < position
+        || codec::decode(position, metadata).is_ok_and(|runs| runs.iter().any(|run| run.contains(&offset)))
 }
 
 /// Letters for the offsets from `start` up to `end`, which is not one of them; 0 if there are none.

@@ -175,6 +175,23 @@ fn leaders(address: &str, name: &str) -> io::Result<usize> {
     Ok(count)
 }
 
+/// OffsetFetch v1 for partition 0 of one topic: what is committed beside the offset. The one broker coordinates all groups.
+pub fn committed_metadata(address: &str, group: &str, topic: &str) -> io::Result<String> {
+    let mut body = Vec::new();
+    string(&mut body, group);
+    body.extend(1i32.to_be_bytes()); // one topic
+    string(&mut body, topic);
+    body.extend(1i32.to_be_bytes()); // one partition
+    body.extend(0i32.to_be_bytes());
+    let mut answer = request(address, 9, 1, &body)?;
+    answer.int32()?; // one topic
+    answer.string()?;
+    answer.int32()?; // one partition
+    answer.int32()?;
+    answer.bytes::<8>()?; // offset
+    answer.string()
+}
+
 fn string(to: &mut Vec<u8>, text: &str) {
     to.extend((text.len() as i16).to_be_bytes());
     to.extend(text.as_bytes());
@@ -217,9 +234,9 @@ impl Answer {
         self.bytes().map(i32::from_be_bytes)
     }
 
-    fn string(&mut self) -> io::Result<()> {
-        let length = self.int16()?.max(0);
-        self.0.set_position(self.0.position() + length as u64);
-        Ok(())
+    fn string(&mut self) -> io::Result<String> {
+        let mut text = vec![0; self.int16()?.max(0) as usize];
+        self.0.read_exact(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }

@@ -3,4 +3,5 @@
 
 pub mod broker;
 pub mod kafka;
+pub mod topics;
 pub mod worker;

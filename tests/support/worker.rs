@@ -177,7 +177,12 @@ impl Drop for Worker {
 
 /// Waits until `is_so`, up to [`PATIENCE`].
 pub fn wait_until(is_so: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+    wait_until_within(PATIENCE, is_so)
+}
+
+/// Waits until `is_so`, for what may take longer than usual.
+pub fn wait_until_within(patience: Duration, is_so: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
     while !is_so() {
         if Instant::now() > deadline {
             return false;

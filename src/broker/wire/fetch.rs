@@ -151,7 +151,9 @@ impl Fetchers {
             for answer in answers {
                 let partition = answer.partition_index;
                 let asked = fetcher.asked_for(partition);
-                let Some(position) = self.positions.get_mut(&partition).filter(|position| Some(position.offset) == asked) else {
+                let Some(position) =
+                    self.positions.get_mut(&partition).filter(|position| Some(position.offset) == asked)
+                else {
                     continue; // it was revoked, or sought elsewhere, meanwhile
                 };
                 match position.take(answer, &self.settings) {
@@ -294,8 +296,14 @@ impl Position {
             None => {}
             Some(OffsetOutOfRange) => return Ok(Some(Came::OutOfRange(partition))),
             Some(
-                NotLeaderOrFollower | FencedLeaderEpoch | UnknownLeaderEpoch | ReplicaNotAvailable | KafkaStorageError
-                | UnknownTopicOrPartition | LeaderNotAvailable | OffsetNotAvailable,
+                NotLeaderOrFollower
+                | FencedLeaderEpoch
+                | UnknownLeaderEpoch
+                | ReplicaNotAvailable
+                | KafkaStorageError
+                | UnknownTopicOrPartition
+                | LeaderNotAvailable
+                | OffsetNotAvailable,
             ) => {
                 self.pause = Some(Instant::now() + Duration::from_millis(100));
                 return Ok(Some(Came::Moved));

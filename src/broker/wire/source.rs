@@ -60,7 +60,11 @@ impl WireSource {
     /// Connects, finds the topic, and begins to join the group.
     pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSource> {
         let settings = super::Settings::default();
-        let mut cluster = Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10)));
+        let mut cluster = Cluster::new(
+            dialer,
+            config.brokers.clone(),
+            settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10)),
+        );
         cluster.refresh(&[&config.topic])?;
         let group = Group::new(group::Settings {
             group: config.group.clone(),
@@ -206,7 +210,10 @@ impl WireSource {
         }
         let (generation, members) = (self.group.generation(), assignment.told.members);
         let partitions = in_short(&assignment.partitions);
-        info!("generation {generation} of the group: {members} member(s), here partition(s) {partitions} of {}", self.topic);
+        info!(
+            "generation {generation} of the group: {members} member(s), here partition(s) {partitions} of {}",
+            self.topic
+        );
         self.forget_what_is_settled();
         Ok(())
     }
@@ -219,7 +226,9 @@ impl WireSource {
         let partitions = self.done.iter().map(|at| at.0).collect();
         match self.group.committed(&mut self.cluster, &partitions) {
             Ok(committed) => self.done.retain(|(partition, offset)| {
-                !committed.get(partition).is_some_and(|(position, metadata)| ledger::is_settled(*position, metadata, *offset))
+                !committed
+                    .get(partition)
+                    .is_some_and(|(position, metadata)| ledger::is_settled(*position, metadata, *offset))
             }),
             Err(e) => debug!("{e}"), // the next generation is told once more, which does no harm
         }
@@ -227,11 +236,13 @@ impl WireSource {
 
     /// Where to start in partitions that are new here: as committed, or else by `--from`.
     fn starts(&mut self, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, group::Committed>> {
-        let all = (0..i32::try_from(self.cluster.partition_count(&self.topic)).unwrap_or(i32::MAX)).chain(partitions.iter().copied());
+        let all = (0..i32::try_from(self.cluster.partition_count(&self.topic)).unwrap_or(i32::MAX))
+            .chain(partitions.iter().copied());
         let mut starts = self.group.committed(&mut self.cluster, &all.collect())?;
         let group_is_new = starts.is_empty();
         starts.retain(|partition, _| partitions.contains(partition));
-        let fresh: BTreeSet<i32> = partitions.iter().filter(|partition| !starts.contains_key(partition)).copied().collect();
+        let fresh: BTreeSet<i32> =
+            partitions.iter().filter(|partition| !starts.contains_key(partition)).copied().collect();
         if fresh.is_empty() {
             return Ok(starts);
         }

@@ -1,5 +1,5 @@
 //! Stand-in.
-use bytes::{Bytes, Buf};
+use bytes::{Buf, Bytes};
 use kafka_protocol::records::RecordBatchDecoder;
 /// x
 #[derive(Debug)]
@@ -47,7 +47,12 @@ pub fn decode(mut bytes: Bytes, from: i64, _aborted: &[Aborted]) -> Batches {
         for r in set.records {
             if r.offset >= from {
                 out.next = r.offset + 1;
-                out.records.push(Fetched { offset: r.offset, timestamp_ms: Some(r.timestamp), key: r.key, value: r.value });
+                out.records.push(Fetched {
+                    offset: r.offset,
+                    timestamp_ms: Some(r.timestamp),
+                    key: r.key,
+                    value: r.value,
+                });
             }
         }
     }
