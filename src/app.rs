@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
 use crate::broker::outage::Outage;
-use crate::broker::wire::{dial::Dialer, source::WireSource};
+use crate::broker::wire::{dial::Dialer, sink::WireSink, source::WireSource};
 use crate::broker::{Pair, Sink, Source};
 use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
@@ -97,7 +97,7 @@ fn open(kafka: &config::Kafka) -> Result<Pair> {
         Client::Kafka => Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?))),
         Client::Auto => {
             let dialer = Arc::new(Dialer::new(kafka)?);
-            Ok((Box::new(WireSource::connect(kafka, dialer)?), Box::new(KafkaSink::connect(kafka)?)))
+            Ok((Box::new(WireSource::connect(kafka, dialer.clone())?), Box::new(WireSink::connect(kafka, dialer)?)))
         }
     }
 }

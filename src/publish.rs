@@ -4,9 +4,9 @@
 //! written is kept and written again; the command is never run again for it. Does not decide what is done or committed.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
 use log::{error, warn};
 
 use crate::broker::outage::Outage;
@@ -67,13 +67,28 @@ impl Publisher<'_> {
                 refusal = Some(failure.clone());
             }
             let pause = outage.failed(&failure, Instant::now());
-            if self.shutdown.at(Level::Kill).recv_timeout(pause) == Err(RecvTimeoutError::Disconnected)
-                || (closed && refusal.is_some())
-            {
+            let gives_up = closed && refusal.is_some();
+            if gives_up || !self.pause(pause, closed || unsent.len() >= BATCH, outcomes, &mut unsent) {
                 warn!("{} result(s) could not be written; their commands will run again", unsent.len());
                 return Err(refusal.unwrap_or(failure));
             }
         }
+    }
+
+    /// Waits before the next try, no longer than until there is something new to write: what hinders one result need not
+    /// hinder the next. False: told to end at once.
+    fn pause(&self, pause: Duration, full: bool, outcomes: &Receiver<Finished>, unsent: &mut Vec<Outgoing>) -> bool {
+        let nothing = never();
+        select! {
+            recv(self.shutdown.at(Level::Kill)) -> _ => return false,
+            recv(if full { &nothing } else { outcomes }) -> finished => {
+                if let Ok(finished) = finished {
+                    self.take(finished, unsent);
+                }
+            }
+            default(pause) => {}
+        }
+        true
     }
 
     fn take(&self, finished: Finished, unsent: &mut Vec<Outgoing>) {

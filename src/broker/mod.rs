@@ -148,7 +148,7 @@ pub trait Source: Send {
 }
 
 /// Which topic an [`Outgoing`] record goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     /// The results topic.
     Results,

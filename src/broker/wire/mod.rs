@@ -8,7 +8,9 @@ pub mod errors;
 pub mod fetch;
 pub mod group;
 pub mod guard;
+pub mod producer;
 pub mod records;
+pub mod sink;
 pub mod source;
 pub mod stream;
 

@@ -1,0 +1,275 @@
+//! Writes results: one Produce request to each leader at a time, to all of them at once, acknowledged by all in-sync
+//! replicas.
+//!
+//! Owned by the publish thread. Nothing lingers: what has gathered while the last answers were awaited goes out together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::produce_response::ProduceResponse;
+use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::records::Compression;
+use log::{debug, warn};
+
+use super::cluster::Cluster;
+use super::conn::{Connection, wait_readable};
+use super::dial::Dialer;
+use super::errors::{self, Doing};
+use super::producer::{Place, Producer, Verdict};
+use crate::broker::{Outgoing, Sink, Target, partition};
+use crate::config;
+use crate::error::{Error, Kind, Result};
+
+/// The newest Produce by topic name.
+const PRODUCE: i16 = 9;
+/// The newest InitProducerId that is built here.
+const INIT_PRODUCER_ID: i16 = 4;
+
+/// How long a leader that did not answer is left alone.
+const REST: Duration = Duration::from_millis(500);
+
+/// The writer of results.
+pub struct WireSink {
+    results_topic: String,
+    dead_letter_topic: Option<String>,
+    compression: Compression,
+    /// How long the replicas may take, and how long an answer.
+    patience: Duration,
+    cluster: Cluster,
+    connections: BTreeMap<i32, Connection>,
+    /// `None`: a new producer id is to be asked for.
+    producer: Option<Producer>,
+    idempotent: bool,
+    /// Who leads is to be asked before anything is sent.
+    stale: bool,
+    /// Leaders that did not answer, and until when they are left alone: the others must not wait for them.
+    resting: BTreeMap<i32, Instant>,
+}
+
+impl WireSink {
+    /// Connects and finds the topics.
+    pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSink> {
+        let settings = super::Settings::default();
+        let cluster = Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(Duration::from_secs(10)));
+        let mut sink = WireSink {
+            results_topic: config.results_topic.clone(),
+            dead_letter_topic: config.dead_letter_topic.clone(),
+            compression: Compression::None,
+            patience: settings.request_timeout,
+            cluster,
+            connections: BTreeMap::new(),
+            producer: None,
+            idempotent: true,
+            stale: true,
+            resting: BTreeMap::new(),
+        };
+        sink.prepare()?;
+        Ok(sink)
+    }
+
+    /// Sees to it that the leaders and a producer id are known.
+    fn prepare(&mut self) -> Result<()> {
+        if self.stale {
+            let topics: Vec<&str> = [Some(&self.results_topic), self.dead_letter_topic.as_ref()].into_iter().flatten().map(String::as_str).collect();
+            self.cluster.refresh(&topics)?;
+            self.stale = false;
+        }
+        if self.producer.is_none() {
+            let id = if self.idempotent { self.producer_id()? } else { None };
+            self.producer = Some(Producer::new(id, self.compression));
+        }
+        Ok(())
+    }
+
+    /// A new producer id; `None`: we may not have one.
+    fn producer_id(&mut self) -> Result<Option<(i64, i16)>> {
+        let request = InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
+        let response = self.cluster.ask(|conn, deadline| {
+            let version = conn.version::<InitProducerIdRequest>(INIT_PRODUCER_ID)?;
+            conn.call(version, &request, deadline)
+        })?;
+        match ResponseError::try_from_code(response.error_code) {
+            None => {
+                debug!("producer id {} epoch {}", response.producer_id.0, response.producer_epoch);
+                Ok(Some((response.producer_id.0, response.producer_epoch)))
+            }
+            Some(ResponseError::ClusterAuthorizationFailed) => {
+                self.forgo_idempotence("the broker does not allow IdempotentWrite on the cluster");
+                Ok(None)
+            }
+            Some(code) => Err(errors::explain(code, &Doing::new("IdempotentWrite", "Cluster", "kafka-cluster"))),
+        }
+    }
+
+    fn forgo_idempotence(&mut self, why: &str) {
+        warn!("results are written without a producer id, so that one may stand twice in its topic after an outage: {why}");
+        self.idempotent = false;
+        self.producer = None;
+    }
+
+    fn topic(&self, target: Target) -> &str {
+        match (target, &self.dead_letter_topic) {
+            (Target::DeadLetter, Some(topic)) => topic,
+            _ => &self.results_topic,
+        }
+    }
+
+    /// One round: sends what can be sent, and waits for the answers. Returns what hindered a part of it.
+    fn round(&mut self, unsent: &mut Vec<Outgoing>) -> Result<Option<Error>> {
+        self.prepare()?;
+        let mut hindrance = None;
+        let requests = self.requests(unsent, &mut hindrance);
+        let deadline = Instant::now() + self.patience + self.patience / 4;
+        let mut asked = Vec::new();
+        for (leader, (places, request)) in requests {
+            match self.send(leader, &request, deadline) {
+                Ok(()) => asked.push((leader, places)),
+                Err(e) => hindrance = Some(self.lost(leader, e)),
+            }
+        }
+        while !asked.is_empty() {
+            let mut still = Vec::new();
+            for (leader, places) in asked {
+                let received = self.connections.get_mut(&leader).map_or(Ok(None), |conn| conn.receive::<ProduceRequest>());
+                match received {
+                    Ok(None) if Instant::now() < deadline => still.push((leader, places)),
+                    Ok(None) => {
+                        let e = Error::new(Kind::Unavailable, format!("broker {leader}: no answer to a Produce in time"));
+                        hindrance = Some(self.lost(leader, e));
+                    }
+                    Ok(Some(response)) => hindrance = self.take(&response, &places, unsent)?.or(hindrance),
+                    Err(e) => hindrance = Some(self.lost(leader, e)),
+                }
+            }
+            asked = still;
+            let awaited: Vec<&Connection> = asked.iter().filter_map(|(leader, _)| self.connections.get(leader)).collect();
+            if !awaited.is_empty() {
+                wait_readable(&awaited, deadline);
+            }
+        }
+        Ok(hindrance)
+    }
+
+    /// A request to each leader, with the batches it carries.
+    fn requests(&mut self, unsent: &[Outgoing], hindrance: &mut Option<Error>) -> BTreeMap<i32, (Vec<Place>, ProduceRequest)> {
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let Some(mut producer) = self.producer.take() else { return BTreeMap::new() };
+        let mut by_leader: BTreeMap<i32, BTreeMap<Target, Vec<PartitionProduceData>>> = BTreeMap::new();
+        for (&(target, partition), batch) in producer.batches(unsent, |out| self.place(out), now_ms) {
+            let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch.bytes.clone()));
+            match self.cluster.leader(self.topic(target), partition) {
+                Some(leader) if self.resting.get(&leader).is_some_and(|until| Instant::now() < *until) => {
+                    *hindrance = Some(Error::new(Kind::Unavailable, format!("broker {leader} is not heard from")));
+                }
+                Some(leader) => by_leader.entry(leader).or_default().entry(target).or_default().push(data),
+                None => {
+                    *hindrance = Some(Error::new(Kind::Unavailable, format!("{}-{partition} has no leader", self.topic(target))));
+                    self.stale = true;
+                }
+            }
+        }
+        self.producer = Some(producer);
+        let request = |topics: BTreeMap<Target, Vec<PartitionProduceData>>| {
+            let places = topics.iter().flat_map(|(&target, data)| data.iter().map(move |data| (target, data.index))).collect();
+            let topics = topics.into_iter().map(|(target, data)| {
+                let name = TopicName(StrBytes::from_string(self.topic(target).to_string()));
+                TopicProduceData::default().with_name(name).with_partition_data(data)
+            });
+            let timeout_ms = self.patience.as_millis().try_into().unwrap_or(i32::MAX);
+            let request = ProduceRequest::default().with_transactional_id(None).with_acks(-1).with_timeout_ms(timeout_ms).with_topic_data(topics.collect());
+            (places, request)
+        };
+        by_leader.into_iter().map(|(leader, topics)| (leader, request(topics))).collect()
+    }
+
+    /// By the key, over all partitions of the topic; a record without a key goes by its command's partition.
+    fn place(&self, out: &Outgoing) -> Place {
+        let count = self.cluster.partition_count(self.topic(out.target)).max(1);
+        let chosen = match &out.key {
+            Some(key) => partition::for_key(key, count),
+            None => out.at.partition.unsigned_abs() as usize % count,
+        };
+        (out.target, i32::try_from(chosen).expect("a topic has fewer than 2^31 partitions"))
+    }
+
+    fn send(&mut self, leader: i32, request: &ProduceRequest, deadline: Instant) -> Result<()> {
+        if self.connections.get(&leader).is_none_or(|conn| !conn.is_fresh()) {
+            self.connections.insert(leader, self.cluster.open(leader)?);
+        }
+        let conn = self.connections.get_mut(&leader).expect("just opened");
+        let version = conn.version::<ProduceRequest>(PRODUCE)?;
+        conn.send(version, request, deadline)
+    }
+
+    /// The connection is gone; what was sent over it is not answered, and the leader may be another one.
+    fn lost(&mut self, leader: i32, e: Error) -> Error {
+        self.connections.remove(&leader);
+        self.resting.insert(leader, Instant::now() + REST);
+        self.stale = true;
+        e
+    }
+
+    /// Takes the answer for each partition. An error is one that waiting will not mend.
+    fn take(&mut self, response: &ProduceResponse, places: &[Place], unsent: &mut Vec<Outgoing>) -> Result<Option<Error>> {
+        let Some(mut producer) = self.producer.take() else { return Ok(None) };
+        let answers: usize = response.responses.iter().map(|topic| topic.partition_responses.len()).sum();
+        let mut hindrance = (answers < places.len())
+            .then(|| Error::new(Kind::Unavailable, "the answer to a Produce leaves out partitions"));
+        let mut keep = true;
+        for topic in &response.responses {
+            for answer in &topic.partition_responses {
+                let of_topic = |place: &&Place| self.topic(place.0) == topic.name.0.as_str() && place.1 == answer.index;
+                let Some(&place) = places.iter().find(of_topic) else { continue };
+                let code = ResponseError::try_from_code(answer.error_code);
+                let verdict = producer.answered(place, code, unsent);
+                let at = format!("{}-{}", topic.name.0, answer.index);
+                let explained = code.map(|code| errors::explain(code, &Doing::new("Write", "Topic", topic.name.0.as_str())));
+                match verdict {
+                    Verdict::Written | Verdict::Split => {}
+                    Verdict::Again => {
+                        self.stale = true;
+                        hindrance = explained;
+                    }
+                    Verdict::TooLarge => {
+                        // It must not hold up the others: to the end of the queue with it.
+                        let of_place = |out: &Outgoing| self.place(out) == place;
+                        if let Some(index) = unsent.iter().position(of_place) {
+                            let out = unsent.remove(index);
+                            unsent.push(out);
+                        }
+                        hindrance = explained;
+                    }
+                    Verdict::NewProducer => {
+                        warn!("{at} has lost track of our producer id ({code:?}): a new one, and what is not answered is written again");
+                        keep = false;
+                    }
+                    Verdict::NotIdempotent => {
+                        self.forgo_idempotence(&format!("{at} does not take it ({code:?})"));
+                        keep = false;
+                    }
+                    Verdict::Refused => {
+                        self.producer = Some(producer);
+                        return explained.map_or(Ok(None), Err);
+                    }
+                }
+            }
+        }
+        self.producer = keep.then_some(producer);
+        Ok(hindrance)
+    }
+}
+
+impl Sink for WireSink {
+    fn send(&mut self, unsent: &mut Vec<Outgoing>) -> Result<()> {
+        while !unsent.is_empty() {
+            if let Some(hindrance) = self.round(unsent)? {
+                return Err(hindrance);
+            }
+        }
+        Ok(())
+    }
+}
