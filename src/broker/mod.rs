@@ -13,6 +13,7 @@ pub mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,8 +86,8 @@ pub enum Event {
         partition: i32,
         /// Offsets whose command runs elsewhere.
         running: Vec<i64>,
-        /// Offsets whose command has run elsewhere, its result acknowledged.
-        done: Vec<i64>,
+        /// Offsets whose command has run elsewhere, or here before, its result acknowledged.
+        done: Vec<Range<i64>>,
     },
     /// There will be no more records (`--input` at its end).
     End,
@@ -135,8 +136,8 @@ pub trait Source: Send {
     /// A revoked partition has been committed a last time.
     fn released(&mut self, _partition: i32) {}
 
-    /// A command has ended, and is reported, whose partition is not ours any more: its owner has to know.
-    fn done_elsewhere(&mut self, _at: At) {}
+    /// Commands have ended, and are reported, whose partition is not ours any more: its owner has to know.
+    fn done_elsewhere(&mut self, _partition: i32, _offsets: Range<i64>) {}
 
     /// No more records are wanted, for good: others may have our partitions while the last commands run.
     fn drain(&mut self) {}

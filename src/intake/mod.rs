@@ -194,7 +194,9 @@ impl<'a> Intake<'a> {
             }
             Event::Lost => {
                 self.next = None;
-                self.partitions.lose_all();
+                for (partition, settled) in self.partitions.lose_all() {
+                    settled.iter().for_each(|run| self.source.done_elsewhere(partition, run.clone()));
+                }
             }
             Event::Claims { partition, running, done } => self.partitions.set_claims(partition, &running, &done),
             Event::End => self.ended = true,
@@ -204,7 +206,7 @@ impl<'a> Intake<'a> {
     fn settle(&mut self, at: &Position) {
         if self.partitions.settle((at.partition, at.offset)) == Account::Elsewhere {
             debug!("{at} is done, in a partition that is not ours any more");
-            self.source.done_elsewhere((at.partition, at.offset));
+            self.source.done_elsewhere(at.partition, at.offset..at.offset + 1);
         }
     }
 

@@ -3,10 +3,12 @@
 //! Pure bookkeeping of the consumer thread: no channel, clock or source.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use log::{debug, warn};
 
 use crate::broker::{At, Commit, Record};
+use crate::ledger::runs::Runs;
 use crate::ledger::{Admission, PartitionLedger};
 
 /// All partitions, and what runs on our threads, whosever partition it is by now.
@@ -74,9 +76,12 @@ impl Partitions {
         }
     }
 
-    /// Nothing is ours any more, and nothing of it can be committed.
-    pub fn lose_all(&mut self) {
-        self.ours.clear();
+    /// Nothing is ours any more, and nothing of it can be committed. Returns what was settled since the last commit, by
+    /// partition: whoever comes to own it has to know.
+    pub fn lose_all(&mut self) -> Vec<(i32, Runs)> {
+        let lost = std::mem::take(&mut self.ours);
+        let settled = lost.into_iter().map(|(id, partition)| (id, partition.ledger.settled_from(partition.committed)));
+        settled.filter(|(_, runs)| !runs.is_empty()).collect()
     }
 
     /// Queues a record that was read.
@@ -87,11 +92,11 @@ impl Partitions {
     }
 
     /// What others run of our partition, and have run and reported.
-    pub fn set_claims(&mut self, id: i32, running: &[i64], done: &[i64]) {
+    pub fn set_claims(&mut self, id: i32, running: &[i64], done: &[Range<i64>]) {
         let Some(partition) = self.ours.get_mut(&id).filter(|partition| !partition.leaving) else { return };
-        for offset in done {
-            partition.claims.remove(offset);
-            partition.dirty |= partition.ledger.settle_elsewhere(*offset);
+        for run in done {
+            partition.claims.retain(|offset, _| !run.contains(offset));
+            partition.dirty |= partition.ledger.settle_elsewhere(run.clone());
         }
         let before = std::mem::take(&mut partition.claims);
         for (offset, record) in before {
@@ -135,7 +140,7 @@ impl Partitions {
     pub fn settle(&mut self, at: At) -> Account {
         self.running.remove(&at);
         let Some(partition) = self.ours.get_mut(&at.0) else { return Account::Elsewhere };
-        partition.dirty |= partition.ledger.settle_elsewhere(at.1);
+        partition.dirty |= partition.ledger.settle_elsewhere(at.1..at.1.saturating_add(1));
         Account::Here
     }
 
@@ -286,7 +291,7 @@ mod tests {
         );
         partitions.settle((0, 1));
         assert_eq!(partitions.commits(true)[0].offset, 0, "a claim holds the position");
-        partitions.set_claims(0, &[2], &[0]);
+        partitions.set_claims(0, &[2], &[0..1]);
         assert_eq!(partitions.commits(true)[0].offset, 2, "done by its worker");
         partitions.set_claims(0, &[], &[]);
         assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 2)), None), "its worker is gone");
@@ -296,7 +301,7 @@ mod tests {
     fn a_claim_that_ends_before_its_record_is_read_leaves_nothing_to_start() {
         let mut partitions = with(&[(0, 0)]);
         partitions.set_claims(0, &[0, 1], &[]);
-        partitions.set_claims(0, &[1], &[0]);
+        partitions.set_claims(0, &[1], &[0..1]);
         assert_eq!(start(&mut partitions), None);
         partitions.set_claims(0, &[], &[]);
         partitions.push(record(0, 1));
@@ -307,7 +312,7 @@ mod tests {
     fn a_partition_that_comes_back_does_not_start_again_what_still_runs_here() {
         let mut partitions = with(&[(0, 0), (0, 1)]);
         assert_eq!(start(&mut partitions), Some((0, 0)));
-        partitions.lose_all();
+        assert_eq!(partitions.lose_all(), []);
         partitions.assign(0, 0, "");
         partitions.push(record(0, 0));
         partitions.push(record(0, 1));

@@ -29,14 +29,16 @@
 //! with up to 18,278 settled behind each.
 
 pub mod codec;
+pub mod runs;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 pub use codec::BadMetadata;
 use codec::{HEADER_MAX, LETTERS_MAX, letters};
+use runs::Runs;
 
 /// What to do with a record that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub struct PartitionLedger {
     /// The lowest offset that is neither open nor settled.
     next: i64,
     /// Settled by a restored run list: grows, starts above `next`, and an offset is missing before each.
-    ahead: VecDeque<Range<i64>>,
+    ahead: Runs,
     /// Letters of the settled runs between two open offsets.
     letters_between: usize,
     /// Letters of the runs in `ahead`, and of the open runs between them.
@@ -80,14 +82,10 @@ impl PartitionLedger {
             Ok(settled) => (settled, None),
             Err(bad) => (Vec::new(), Some(bad)),
         };
-        let letters_ahead = letters_of(&settled);
-        let ledger = PartitionLedger {
-            open: BTreeSet::new(),
-            next: offset.max(0),
-            ahead: settled.into(),
-            letters_between: 0,
-            letters_ahead,
-        };
+        let ahead: Runs = settled.into_iter().collect();
+        let letters_ahead = letters_of(&ahead);
+        let ledger =
+            PartitionLedger { open: BTreeSet::new(), next: offset.max(0), ahead, letters_between: 0, letters_ahead };
         (ledger, bad)
     }
 
@@ -136,29 +134,29 @@ impl PartitionLedger {
         true
     }
 
-    /// An offset that somebody else has settled, whether it was read here yet or not. `false`: it was settled before.
-    pub fn settle_elsewhere(&mut self, offset: i64) -> bool {
-        if offset < self.next {
-            return self.settle(offset);
+    /// Offsets that were settled elsewhere, or before this ledger was restored, whether they were read here yet or not.
+    /// `false`: all of them were known to be.
+    pub fn settle_elsewhere(&mut self, run: Range<i64>) -> bool {
+        let open: Vec<i64> = self.open.range(run.clone()).copied().collect();
+        open.iter().for_each(|&offset| drop(self.settle(offset)));
+        let ahead = run.start.max(self.next)..run.end;
+        let before = self.ahead.clone();
+        self.ahead.insert(ahead);
+        let news = self.ahead != before;
+        if news {
+            self.letters_ahead = letters_of(&self.ahead);
+            self.advance(self.next); // it may be the very next one
         }
-        if self.ahead.iter().any(|run| run.contains(&offset)) {
-            return false;
-        }
-        // Into its place among the runs ahead; neighbours are joined, so that there is one text for what is settled.
-        let mut runs = Vec::from(std::mem::take(&mut self.ahead));
-        let place = runs.partition_point(|run| run.start < offset);
-        runs.insert(place, offset..offset.saturating_add(1));
-        runs.dedup_by(|later, earlier| {
-            let touching = earlier.end == later.start;
-            if touching {
-                earlier.end = later.end;
-            }
-            touching
-        });
-        self.letters_ahead = letters_of(&runs);
-        self.ahead = runs.into();
-        self.advance(self.next); // it may be the very next one
-        true
+        news || !open.is_empty()
+    }
+
+    /// What is settled from `offset` on, as runs.
+    pub fn settled_from(&self, offset: i64) -> Runs {
+        let mut settled = self.ahead.clone();
+        settled.insert(offset..self.next);
+        self.open.range(offset..).for_each(|&open| settled.remove(open..open.saturating_add(1)));
+        settled.remove(i64::MIN..offset);
+        settled
     }
 
     /// The offset to commit: the lowest that is not settled; with nothing open, the next one expected. Never decreases.
@@ -198,24 +196,24 @@ impl PartitionLedger {
         if bound + Self::ADMISSION_MAX > limit {
             return true;
         }
-        let next_is_listed = self.ahead.front().is_some_and(|run| run.start - self.next == 1);
+        let next_is_listed = self.ahead.first().is_some_and(|run| run.start - self.next == 1);
         bound > limit - limit.div_ceil(4) && !next_is_listed
     }
 
     /// An upper bound of the length of the metadata, now and after any of what is open was settled.
     fn metadata_bound(&self) -> usize {
         let after_open = self.open.last().map_or(0, |&last| gap_letters(last.saturating_add(1), self.next));
-        let before_ahead = self.ahead.front().map_or(0, |run| gap_letters(self.next, run.start));
+        let before_ahead = self.ahead.first().map_or(0, |run| gap_letters(self.next, run.start));
         HEADER_MAX + self.open.len() + self.letters_between + after_open + before_ahead + self.letters_ahead
     }
 
     /// Takes everything below `to` as read, and then what the restored list calls settled from there on.
     fn advance(&mut self, to: i64) {
         self.next = to;
-        while let Some(run) = self.ahead.front().filter(|run| run.start <= to).cloned() {
-            self.ahead.pop_front();
+        while let Some(run) = self.ahead.first().filter(|run| run.start <= to).cloned() {
+            self.ahead.pop_first();
             self.letters_ahead -= run_letters(&run);
-            if let Some(following) = self.ahead.front() {
+            if let Some(following) = self.ahead.first() {
                 self.letters_ahead -= gap_letters(run.end, following.start);
             }
             self.next = self.next.max(run.end);
@@ -223,10 +221,10 @@ impl PartitionLedger {
     }
 }
 
-/// Whether what was committed says that `offset` is settled.
-pub fn is_settled(position: i64, metadata: &str, offset: i64) -> bool {
-    offset < position
-        || codec::decode(position, metadata).is_ok_and(|runs| runs.iter().any(|run| run.contains(&offset)))
+/// What was committed as settled: everything below the position, and the run list beyond.
+pub fn committed_runs(position: i64, metadata: &str) -> Runs {
+    let beyond = codec::decode(position, metadata).unwrap_or_default();
+    [i64::MIN..position].into_iter().chain(beyond).collect()
 }
 
 /// Letters for the offsets from `start` up to `end`, which is not one of them; 0 if there are none.
@@ -235,8 +233,8 @@ fn gap_letters(start: i64, end: i64) -> usize {
 }
 
 /// Letters of the runs and of what is open between them.
-fn letters_of(runs: &[Range<i64>]) -> usize {
-    let between = runs.windows(2).map(|pair| gap_letters(pair[0].end, pair[1].start));
+fn letters_of(runs: &Runs) -> usize {
+    let between = runs.iter().zip(runs.iter().skip(1)).map(|(one, next)| gap_letters(one.end, next.start));
     runs.iter().map(run_letters).chain(between).sum()
 }
 

@@ -95,17 +95,20 @@ fn a_run_list_is_passed_over_as_reading_reaches_it() {
 fn what_is_settled_elsewhere_counts_read_or_not() {
     let mut ledger = restored(10, "");
     admit_all(&mut ledger, [10, 11]);
-    assert!(ledger.settle_elsewhere(11), "open here");
-    assert!(!ledger.settle_elsewhere(11) && !ledger.settle_elsewhere(9), "settled before");
-    assert!(ledger.settle_elsewhere(15) && ledger.settle_elsewhere(13) && ledger.settle_elsewhere(14));
-    assert!(!ledger.settle_elsewhere(14));
+    assert!(ledger.settle_elsewhere(11..12), "open here");
+    assert!(!ledger.settle_elsewhere(11..12) && !ledger.settle_elsewhere(0..10), "settled before");
+    assert!(ledger.settle_elsewhere(15..16) && ledger.settle_elsewhere(13..15));
+    assert!(!ledger.settle_elsewhere(14..15));
     assert_eq!(ledger.metadata(), "1:10:AaAc");
     assert!(bound_holds(&ledger));
-    assert!(ledger.settle_elsewhere(12), "the very next one");
+    assert_eq!(ledger.settled_from(10).iter().cloned().collect::<Vec<_>>(), [11..12, 13..16]);
+    assert!(ledger.settle_elsewhere(12..13), "the very next one");
     assert_eq!((ledger.position(), ledger.metadata().as_str()), (10, "1:10:Ae"));
     assert_eq!((ledger.admit(13), ledger.admit(16)), (Admission::Settled, Admission::New));
     assert!(ledger.settle(10) && ledger.settle(16));
     assert_eq!((ledger.position(), ledger.metadata().as_str()), (17, ""));
+    assert_eq!(ledger.settled_from(12).iter().cloned().collect::<Vec<_>>(), [12..17]);
+    assert!(committed_runs(40, "1:40:AcBa").contains(42) && !committed_runs(40, "1:40:AcBa").contains(45));
 }
 
 #[test]
@@ -130,7 +133,7 @@ fn a_million_finished_behind_a_slow_one_are_one_run() {
         admit_all(&mut ledger, [first, second]);
         assert!(ledger.settle(second) && ledger.settle(first) && !ledger.is_full(64));
     }
-    assert_eq!((ledger.position(), ledger.open.len(), ledger.ahead.len()), (0, 1, 0));
+    assert_eq!((ledger.position(), ledger.open.len(), ledger.ahead.is_empty()), (0, 1, true));
     assert_eq!(ledger.metadata(), "1:0:Abdwgn");
 }
 

@@ -30,6 +30,9 @@ pub const PROTOCOL: &str = "airkafka-sticky";
 /// Version of subscription and assignment that we write: the one with owned partitions.
 const VERSION: i16 = 1;
 
+/// Records in a row: partition, first offset, and the one after the last.
+pub type Run = (i32, i64, i64);
+
 /// What a member tells when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subscription {
@@ -52,9 +55,9 @@ pub struct Said {
     /// Records of partitions it does not own whose command it still runs.
     #[serde(default)]
     pub away: Vec<At>,
-    /// Records of partitions it does not own whose command has ended and is reported.
+    /// Records whose command has ended and is reported, though its partition was not its own by then.
     #[serde(default)]
-    pub done: Vec<At>,
+    pub done: Vec<Run>,
 }
 
 /// What a member is told by the leader.
@@ -77,7 +80,7 @@ pub struct Told {
     pub running: Vec<At>,
     /// Records of its partitions whose command another member has run and reported.
     #[serde(default)]
-    pub done: Vec<At>,
+    pub done: Vec<Run>,
 }
 
 /// Assigns `partitions` partitions; `members` by member id.
@@ -93,9 +96,9 @@ pub fn assign(members: &BTreeMap<String, Subscription>, partitions: i32) -> BTre
     }
     for (id, assignment) in &mut assigned {
         let others = || members.iter().filter(|(other, _)| *other != id).map(|(_, subscription)| &subscription.said);
-        let ours = |at: &&At| assignment.partitions.contains(&at.0);
-        let running = others().flat_map(|said| &said.away).filter(ours).copied().collect();
-        let done = others().flat_map(|said| &said.done).filter(ours).copied().collect();
+        let ours = |partition: i32| assignment.partitions.contains(&partition);
+        let running = others().flat_map(|said| &said.away).filter(|at| ours(at.0)).copied().collect();
+        let done = others().flat_map(|said| &said.done).filter(|run| ours(run.0)).copied().collect();
         assignment.told = Told { members: members.len(), running, done };
     }
     assigned
@@ -296,9 +299,9 @@ mod tests {
     fn owners_are_told_what_others_run_and_have_run() {
         let mut away = member(&[]);
         away.said.away = vec![(0, 7), (1, 8)];
-        away.said.done = vec![(0, 5)];
+        away.said.done = vec![(0, 5, 6)];
         let assigned = assign(&members(&[("a", away), ("b", member(&[0]))]), 2);
-        assert_eq!(assigned["b"].told, Told { members: 2, running: vec![(0, 7)], done: vec![(0, 5)] });
+        assert_eq!(assigned["b"].told, Told { members: 2, running: vec![(0, 7)], done: vec![(0, 5, 6)] });
         assert_eq!(assigned["a"].partitions, [1].into());
         assert_eq!(assigned["a"].told.running, [], "its own it knows");
     }
@@ -306,7 +309,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let mut subscription = member(&[3, 5]);
-        subscription.said = Said { generation: 9, draining: true, away: vec![(1, 2)], done: vec![(3, 4)] };
+        subscription.said = Said { generation: 9, draining: true, away: vec![(1, 2)], done: vec![(3, 4, 9)] };
         assert_eq!(Subscription::decode(subscription.encode(), "t"), Some(subscription));
         let assignment =
             Assignment { partitions: [1, 2].into(), told: Told { members: 3, running: vec![(1, 9)], done: vec![] } };

@@ -75,7 +75,12 @@ impl Producer {
 
     /// The batches to send now: those that were not answered, and new ones of what is in none yet. `place` says where a
     /// record goes.
-    pub fn batches(&mut self, unsent: &[Outgoing], place: impl Fn(&Outgoing) -> Place, now_ms: i64) -> &BTreeMap<Place, Batch> {
+    pub fn batches(
+        &mut self,
+        unsent: &[Outgoing],
+        place: impl Fn(&Outgoing) -> Place,
+        now_ms: i64,
+    ) -> &BTreeMap<Place, Batch> {
         let taken: HashSet<Identity> = self.batches.values().flat_map(|batch| batch.records.iter().copied()).collect();
         let mut new: BTreeMap<Place, Vec<&Outgoing>> = BTreeMap::new();
         let (mut bytes, mut count) = (0, 0);
@@ -181,7 +186,11 @@ fn verdict(error: Option<ResponseError>, is_single: bool, idempotent: bool) -> V
         Some(MessageTooLarge | RecordListTooLarge) if is_single => Verdict::TooLarge,
         Some(MessageTooLarge | RecordListTooLarge) => Verdict::Split,
         Some(
-            OutOfOrderSequenceNumber | UnknownProducerId | InvalidProducerEpoch | InvalidProducerIdMapping | ProducerFenced,
+            OutOfOrderSequenceNumber
+            | UnknownProducerId
+            | InvalidProducerEpoch
+            | InvalidProducerIdMapping
+            | ProducerFenced,
         ) => Verdict::NewProducer,
         Some(UnsupportedForMessageFormat) if idempotent => Verdict::NotIdempotent,
         // Some brokers deny idempotence when they check the write (KIP-679 has dropped the right of its own).
@@ -234,7 +243,10 @@ mod tests {
         unsent.extend([outgoing(4, 1), outgoing(5, 1)]);
         assert_eq!(sequences(&mut producer, &unsent), [(0, 2, 0), (1, 1, 2)]);
         assert_eq!(producer.batches[&ZERO].bytes, sent);
-        assert_eq!(producer.answered(ZERO, Some(ResponseError::DuplicateSequenceNumber), &mut unsent), Verdict::Written);
+        assert_eq!(
+            producer.answered(ZERO, Some(ResponseError::DuplicateSequenceNumber), &mut unsent),
+            Verdict::Written
+        );
         assert_eq!(unsent.iter().map(|out| out.at.offset).collect::<Vec<_>>(), [4, 5]);
         assert_eq!(sequences(&mut producer, &unsent), [(0, 1, 2), (1, 1, 2)]);
     }

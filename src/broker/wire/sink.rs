@@ -54,7 +54,8 @@ impl WireSink {
     /// Connects and finds the topics.
     pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSink> {
         let settings = super::Settings::default();
-        let cluster = Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(Duration::from_secs(10)));
+        let cluster =
+            Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(Duration::from_secs(10)));
         let mut sink = WireSink {
             results_topic: config.results_topic.clone(),
             dead_letter_topic: config.dead_letter_topic.clone(),
@@ -74,7 +75,11 @@ impl WireSink {
     /// Sees to it that the leaders and a producer id are known.
     fn prepare(&mut self) -> Result<()> {
         if self.stale {
-            let topics: Vec<&str> = [Some(&self.results_topic), self.dead_letter_topic.as_ref()].into_iter().flatten().map(String::as_str).collect();
+            let topics: Vec<&str> = [Some(&self.results_topic), self.dead_letter_topic.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect();
             self.cluster.refresh(&topics)?;
             self.stale = false;
         }
@@ -87,7 +92,8 @@ impl WireSink {
 
     /// A new producer id; `None`: we may not have one.
     fn producer_id(&mut self) -> Result<Option<(i64, i16)>> {
-        let request = InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
+        let request =
+            InitProducerIdRequest::default().with_transactional_id(None).with_transaction_timeout_ms(i32::MAX);
         let response = self.cluster.ask(|conn, deadline| {
             let version = conn.version::<InitProducerIdRequest>(INIT_PRODUCER_ID)?;
             conn.call(version, &request, deadline)
@@ -106,7 +112,9 @@ impl WireSink {
     }
 
     fn forgo_idempotence(&mut self, why: &str) {
-        warn!("results are written without a producer id, so that one may stand twice in its topic after an outage: {why}");
+        warn!(
+            "results are written without a producer id, so that one may stand twice in its topic after an outage: {why}"
+        );
         self.idempotent = false;
         self.producer = None;
     }
@@ -134,11 +142,13 @@ impl WireSink {
         while !asked.is_empty() {
             let mut still = Vec::new();
             for (leader, places) in asked {
-                let received = self.connections.get_mut(&leader).map_or(Ok(None), |conn| conn.receive::<ProduceRequest>());
+                let received =
+                    self.connections.get_mut(&leader).map_or(Ok(None), |conn| conn.receive::<ProduceRequest>());
                 match received {
                     Ok(None) if Instant::now() < deadline => still.push((leader, places)),
                     Ok(None) => {
-                        let e = Error::new(Kind::Unavailable, format!("broker {leader}: no answer to a Produce in time"));
+                        let e =
+                            Error::new(Kind::Unavailable, format!("broker {leader}: no answer to a Produce in time"));
                         hindrance = Some(self.lost(leader, e));
                     }
                     Ok(Some(response)) => hindrance = self.take(&response, &places, unsent)?.or(hindrance),
@@ -146,7 +156,8 @@ impl WireSink {
                 }
             }
             asked = still;
-            let awaited: Vec<&Connection> = asked.iter().filter_map(|(leader, _)| self.connections.get(leader)).collect();
+            let awaited: Vec<&Connection> =
+                asked.iter().filter_map(|(leader, _)| self.connections.get(leader)).collect();
             if !awaited.is_empty() {
                 wait_readable(&awaited, deadline);
             }
@@ -155,7 +166,11 @@ impl WireSink {
     }
 
     /// A request to each leader, with the batches it carries.
-    fn requests(&mut self, unsent: &[Outgoing], hindrance: &mut Option<Error>) -> BTreeMap<i32, (Vec<Place>, ProduceRequest)> {
+    fn requests(
+        &mut self,
+        unsent: &[Outgoing],
+        hindrance: &mut Option<Error>,
+    ) -> BTreeMap<i32, (Vec<Place>, ProduceRequest)> {
         let now_ms = jiff::Timestamp::now().as_millisecond();
         let Some(mut producer) = self.producer.take() else { return BTreeMap::new() };
         let mut by_leader: BTreeMap<i32, BTreeMap<Target, Vec<PartitionProduceData>>> = BTreeMap::new();
@@ -167,20 +182,28 @@ impl WireSink {
                 }
                 Some(leader) => by_leader.entry(leader).or_default().entry(target).or_default().push(data),
                 None => {
-                    *hindrance = Some(Error::new(Kind::Unavailable, format!("{}-{partition} has no leader", self.topic(target))));
+                    *hindrance = Some(Error::new(
+                        Kind::Unavailable,
+                        format!("{}-{partition} has no leader", self.topic(target)),
+                    ));
                     self.stale = true;
                 }
             }
         }
         self.producer = Some(producer);
         let request = |topics: BTreeMap<Target, Vec<PartitionProduceData>>| {
-            let places = topics.iter().flat_map(|(&target, data)| data.iter().map(move |data| (target, data.index))).collect();
+            let places =
+                topics.iter().flat_map(|(&target, data)| data.iter().map(move |data| (target, data.index))).collect();
             let topics = topics.into_iter().map(|(target, data)| {
                 let name = TopicName(StrBytes::from_string(self.topic(target).to_string()));
                 TopicProduceData::default().with_name(name).with_partition_data(data)
             });
             let timeout_ms = self.patience.as_millis().try_into().unwrap_or(i32::MAX);
-            let request = ProduceRequest::default().with_transactional_id(None).with_acks(-1).with_timeout_ms(timeout_ms).with_topic_data(topics.collect());
+            let request = ProduceRequest::default()
+                .with_transactional_id(None)
+                .with_acks(-1)
+                .with_timeout_ms(timeout_ms)
+                .with_topic_data(topics.collect());
             (places, request)
         };
         by_leader.into_iter().map(|(leader, topics)| (leader, request(topics))).collect()
@@ -214,7 +237,12 @@ impl WireSink {
     }
 
     /// Takes the answer for each partition. An error is one that waiting will not mend.
-    fn take(&mut self, response: &ProduceResponse, places: &[Place], unsent: &mut Vec<Outgoing>) -> Result<Option<Error>> {
+    fn take(
+        &mut self,
+        response: &ProduceResponse,
+        places: &[Place],
+        unsent: &mut Vec<Outgoing>,
+    ) -> Result<Option<Error>> {
         let Some(mut producer) = self.producer.take() else { return Ok(None) };
         let answers: usize = response.responses.iter().map(|topic| topic.partition_responses.len()).sum();
         let mut hindrance = (answers < places.len())
@@ -227,7 +255,8 @@ impl WireSink {
                 let code = ResponseError::try_from_code(answer.error_code);
                 let verdict = producer.answered(place, code, unsent);
                 let at = format!("{}-{}", topic.name.0, answer.index);
-                let explained = code.map(|code| errors::explain(code, &Doing::new("Write", "Topic", topic.name.0.as_str())));
+                let explained =
+                    code.map(|code| errors::explain(code, &Doing::new("Write", "Topic", topic.name.0.as_str())));
                 match verdict {
                     Verdict::Written | Verdict::Split => {}
                     Verdict::Again => {
@@ -244,7 +273,9 @@ impl WireSink {
                         hindrance = explained;
                     }
                     Verdict::NewProducer => {
-                        warn!("{at} has lost track of our producer id ({code:?}): a new one, and what is not answered is written again");
+                        warn!(
+                            "{at} has lost track of our producer id ({code:?}): a new one, and what is not answered is written again"
+                        );
                         keep = false;
                     }
                     Verdict::NotIdempotent => {

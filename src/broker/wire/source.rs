@@ -1,22 +1,23 @@
 //! Records of a topic for a member of a consumer group: what the group says, and what the leaders give.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use super::assignor::{Assignment, Said};
+use super::assignor::{Assignment, Said, Told};
 use super::cluster::Cluster;
 use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::fetch::{self, Came, Fetchers};
 use super::group::{self, Change, Group};
 use crate::broker::outage::Outage;
-use crate::broker::{At, Commit, Demand, Event, Position, Record, Source};
+use crate::broker::{Commit, Demand, Event, Position, Record, Source};
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
-use crate::ledger;
+use crate::ledger::{self, runs::Runs};
 
 /// What a broker keeps of commit metadata unless told otherwise (`offset.metadata.max.bytes`).
 const METADATA_LIMIT: usize = 4096;
@@ -44,12 +45,12 @@ pub struct WireSource {
     owned: BTreeSet<i32>,
     /// Taken from us, and not yet committed for the last time.
     revoked: BTreeSet<i32>,
-    /// Done outside our partitions, and not known to be settled by their owners.
-    done: BTreeSet<At>,
+    /// Done, though not ours at the time, and not known to be settled by the owner.
+    done: BTreeMap<i32, Runs>,
     /// What of `done` goes with the join that is under way.
-    telling: BTreeSet<At>,
+    telling: BTreeMap<i32, Runs>,
     /// What of `done` the leader of a settled generation has passed on.
-    told: BTreeSet<At>,
+    told: BTreeMap<i32, Runs>,
     tell_at: Instant,
     draining: bool,
     /// Partitions without a leader, if that was said.
@@ -96,9 +97,9 @@ impl WireSource {
             assigned: None,
             owned: BTreeSet::new(),
             revoked: BTreeSet::new(),
-            done: BTreeSet::new(),
-            telling: BTreeSet::new(),
-            told: BTreeSet::new(),
+            done: BTreeMap::new(),
+            telling: BTreeMap::new(),
+            told: BTreeMap::new(),
             tell_at: now,
             draining: false,
             leaderless: Outage::new("finding the leaders"),
@@ -120,6 +121,11 @@ impl WireSource {
         Ok(())
     }
 
+    /// Whether the owners know of all that is done.
+    fn is_told(&self) -> bool {
+        self.done.iter().all(|(partition, runs)| self.told.get(partition).is_some_and(|told| told.covers(runs)))
+    }
+
     fn note_leaderless(&mut self, leaderless: Option<Error>) {
         let now = Instant::now();
         match leaderless {
@@ -138,7 +144,7 @@ impl WireSource {
         if now < self.group_retry_at {
             return Ok(());
         }
-        if !self.done.is_subset(&self.told) && now >= self.tell_at {
+        if !self.is_told() && now >= self.tell_at {
             self.tell_at = now + TELL_EVERY;
             self.group.rejoin();
         }
@@ -158,7 +164,9 @@ impl WireSource {
         let change = self.group.drive(&mut self.cluster, || {
             telling.clone_from(done);
             let away = demand.running.iter().filter(|at| !kept.contains(&at.0)).copied().collect();
-            let said = Said { generation: 0, draining, away, done: done.iter().copied().collect() };
+            let runs =
+                done.iter().flat_map(|(&partition, runs)| runs.iter().map(move |run| (partition, run.start, run.end)));
+            let said = Said { generation: 0, draining, away, done: runs.collect() };
             (kept, said)
         })?;
         match change {
@@ -204,8 +212,11 @@ impl WireSource {
             events.push(Event::Assigned { partition, offset, metadata });
         }
         for &partition in &self.owned {
-            let of = |list: &[At]| list.iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
-            let (running, done) = (of(&assignment.told.running), of(&assignment.told.done));
+            let Told { running, done, .. } = &assignment.told;
+            let running = running.iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
+            let mut done: Vec<Range<i64>> =
+                done.iter().filter(|run| run.0 == partition).map(|run| run.1..run.2).collect();
+            done.extend(self.done.get(&partition).iter().flat_map(|runs| runs.iter().cloned())); // before it was ours again
             events.push(Event::Claims { partition, running, done });
         }
         let (generation, members) = (self.group.generation(), assignment.told.members);
@@ -223,13 +234,16 @@ impl WireSource {
         if self.done.is_empty() {
             return;
         }
-        let partitions = self.done.iter().map(|at| at.0).collect();
+        let partitions = self.done.keys().copied().collect();
         match self.group.committed(&mut self.cluster, &partitions) {
-            Ok(committed) => self.done.retain(|(partition, offset)| {
-                !committed
-                    .get(partition)
-                    .is_some_and(|(position, metadata)| ledger::is_settled(*position, metadata, *offset))
-            }),
+            Ok(committed) => {
+                for (partition, (position, metadata)) in committed {
+                    if let Some(runs) = self.done.get_mut(&partition) {
+                        ledger::committed_runs(position, &metadata).iter().for_each(|run| runs.remove(run.clone()));
+                    }
+                }
+                self.done.retain(|_, runs| !runs.is_empty());
+            }
             Err(e) => debug!("{e}"), // the next generation is told once more, which does no harm
         }
     }
@@ -370,8 +384,8 @@ impl Source for WireSource {
         }
     }
 
-    fn done_elsewhere(&mut self, at: At) {
-        self.done.insert(at);
+    fn done_elsewhere(&mut self, partition: i32, offsets: Range<i64>) {
+        self.done.entry(partition).or_default().insert(offsets);
     }
 
     fn drain(&mut self) {
@@ -383,11 +397,14 @@ impl Source for WireSource {
 
     fn leave(&mut self) -> Result<bool> {
         // The owners have to know what is done before we are gone.
-        if !self.done.is_subset(&self.told) {
-            if !self.done.is_subset(&self.telling) {
+        if !self.is_told() {
+            if self.telling != self.done {
                 self.group.rejoin();
             }
             return Ok(false);
+        }
+        if self.assigned.is_some() {
+            return Ok(false); // it may concern us, and then be committed
         }
         self.group.leave(&mut self.cluster).map(|()| true)
     }

@@ -73,7 +73,8 @@ pub fn decode(mut bytes: Bytes, from: i64, aborted: &[Aborted]) -> Batches {
         let whole = match usize::try_from(length) {
             Ok(length) if length >= legacy::SHORTEST => PREFIX + length,
             _ => {
-                out.corrupt = Some(Corrupt { offset: base.max(out.next), why: format!("a batch claims a length of {length}") });
+                out.corrupt =
+                    Some(Corrupt { offset: base.max(out.next), why: format!("a batch claims a length of {length}") });
                 break;
             }
         };
@@ -152,7 +153,8 @@ fn read_record(bytes: &mut Bytes, base: i64, header: &Header) -> Option<Fetched>
     let mut record = bytes.split_to(length);
     record.try_get_i8().ok()?; // attributes: none are defined
     let timestamp = header.base_timestamp.wrapping_add(varint(&mut record)?);
-    let offset = base.checked_add(varint(&mut record)?).filter(|offset| (base..=header.last_offset).contains(offset))?;
+    let offset =
+        base.checked_add(varint(&mut record)?).filter(|offset| (base..=header.last_offset).contains(offset))?;
     let key = nullable(&mut record)?;
     let value = nullable(&mut record)?;
     for _ in 0..varint(&mut record)? {

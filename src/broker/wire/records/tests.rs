@@ -8,7 +8,14 @@ use proptest::prelude::*;
 use super::*;
 
 /// A batch of `values` from `base` on, as `kafka-protocol` writes it.
-fn batch(base: i64, values: &[&str], compression: Compression, producer: i64, transactional: bool, control: bool) -> Vec<u8> {
+fn batch(
+    base: i64,
+    values: &[&str],
+    compression: Compression,
+    producer: i64,
+    transactional: bool,
+    control: bool,
+) -> Vec<u8> {
     let records: Vec<Record> = values
         .iter()
         .enumerate()
