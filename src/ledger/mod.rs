@@ -138,7 +138,9 @@ impl PartitionLedger {
     /// `false`: all of them were known to be.
     pub fn settle_elsewhere(&mut self, run: Range<i64>) -> bool {
         let open: Vec<i64> = self.open.range(run.clone()).copied().collect();
-        open.iter().for_each(|&offset| drop(self.settle(offset)));
+        for &offset in &open {
+            self.settle(offset);
+        }
         let ahead = run.start.max(self.next)..run.end;
         let before = self.ahead.clone();
         self.ahead.insert(ahead);
