@@ -19,7 +19,7 @@ use crate::record::{Finished, Outcome, Reason, State, printable, show_key};
 pub fn start(
     threads: usize,
     runner: &Arc<Runner>,
-    jobs: &Receiver<Record>,
+    jobs: &Receiver<Option<Record>>,
     outcomes: &Sender<Finished>,
 ) -> Result<Vec<JoinHandle<()>>> {
     (0..threads)
@@ -39,8 +39,9 @@ pub fn start(
         .collect()
 }
 
-fn work(slot: usize, runner: &Runner, jobs: &Receiver<Record>, outcomes: &Sender<Finished>) {
-    for mut record in jobs {
+fn work(slot: usize, runner: &Runner, jobs: &Receiver<Option<Record>>, outcomes: &Sender<Finished>) {
+    for record in jobs {
+        let Some(mut record) = record else { continue }; // there was one, but it is not ours to start any more
         let outcome = catch_unwind(AssertUnwindSafe(|| runner.run(&record, slot))).unwrap_or_else(|_| {
             error!("{}: the worker failed on this record; please report it with the lines above", record.at);
             Some(runner.panicked(&record))

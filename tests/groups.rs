@@ -14,9 +14,6 @@ use support::kafka::KeyValue;
 use support::topics::{Dice, Topics, record, trace};
 use support::worker::Worker;
 
-/// A short session, so that a worker that was killed is missed soon.
-const SESSION: &[&str] = &["-X", "session.timeout.ms=6000"];
-
 /// A command that appends its name and its worker to a file when it starts, and its name when it ends.
 fn traced(name: &str, file: &Path, seconds: f32) -> KeyValue {
     let file = file.display();
@@ -36,10 +33,6 @@ fn starts(file: &Path) -> BTreeMap<String, Vec<u32>> {
     starts
 }
 
-fn worker(topics: &Topics, args: &[&str]) -> Worker {
-    topics.worker(&[SESSION, args].concat())
-}
-
 fn stop(mut worker: Worker) {
     worker.signal("TERM");
     worker.expect_exit(0);
@@ -50,7 +43,7 @@ fn three_workers_share_eight_partitions() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
     let topics = Topics::new(Broker::shared(), 8);
-    let workers: Vec<Worker> = (0..3).map(|_| worker(&topics, &["--threads", "2"])).collect();
+    let workers: Vec<Worker> = (0..3).map(|_| topics.worker(&["--threads", "2"])).collect();
     for worker in &workers {
         worker.wait_for_log("3 member(s)");
     }
@@ -80,9 +73,9 @@ fn a_partition_that_moves_takes_along_what_still_runs() {
         record(name, json!(["sh", "-c", script]))
     };
     topics.spread(2, &[wait("long-0"), wait("long-1")]);
-    let old = worker(&topics, &["--threads", "3"]);
+    let old = topics.worker(&["--threads", "3"]);
     old.wait_until("both long ones", || starts(&file).len() == 2);
-    let new = worker(&topics, &["--threads", "3"]);
+    let new = topics.worker(&["--threads", "3"]);
     new.wait_for_log("2 member(s), here partition(s) 1 ");
     // Behind the long one of each partition: both workers go on with theirs.
     let records: Vec<KeyValue> = (0..40).map(|n| traced(&n.to_string(), &file, 0.0)).collect();
@@ -111,9 +104,9 @@ fn a_worker_that_drains_hands_its_partitions_over_and_finishes_its_command() {
         go.display()
     );
     topics.spread(1, &[record("long", json!(["sh", "-c", script]))]);
-    let mut old = worker(&topics, &["--threads", "1"]);
+    let mut old = topics.worker(&["--threads", "1"]);
     old.wait_until("start", || starts(&file).len() == 1);
-    let new = worker(&topics, &["--threads", "1"]);
+    let new = topics.worker(&["--threads", "1"]);
     new.wait_for_log("2 member(s)");
     old.signal("TERM");
     topics.spread(1, &[traced("next", &file, 0.0)]);
@@ -133,9 +126,9 @@ fn what_a_killed_worker_ran_runs_again_elsewhere() {
     let file = dir.path().join("trace");
     let topics = Topics::new(Broker::shared(), 2);
     topics.spread(2, &[traced("a", &file, 1.0), traced("b", &file, 1.0)]);
-    let mut old = worker(&topics, &["--threads", "2"]);
+    let mut old = topics.worker(&["--threads", "2"]);
     old.wait_until("start", || starts(&file).len() == 2);
-    let new = worker(&topics, &["--threads", "2"]);
+    let new = topics.worker(&["--threads", "2"]);
     new.wait_for_log("2 member(s)");
     old.kill();
     topics.wait_for_results(&new, 2);
@@ -153,7 +146,7 @@ fn a_long_command_costs_no_membership_and_holds_up_nothing() {
     let seconds: f32 =
         std::env::var("AIRKAFKA_TEST_LONG_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20.0);
     topics.spread(1, &[traced("long", &file, seconds)]);
-    let worker = worker(&topics, &["--threads", "2"]);
+    let worker = topics.worker(&["--threads", "2"]);
     worker.wait_until("start", || starts(&file).len() == 1);
     let records: Vec<KeyValue> = (0..2000).map(|n| record(&n.to_string(), json!(["true"]))).collect();
     topics.spread(1, &records);
@@ -173,7 +166,7 @@ fn a_crash_behind_a_long_command_runs_that_one_alone_again() {
     let topics = Topics::new(Broker::shared(), 1);
     let after: usize = std::env::var("AIRKAFKA_TEST_AFTER").ok().and_then(|text| text.parse().ok()).unwrap_or(5000);
     topics.spread(1, &[traced("long", &file, 3600.0)]);
-    let mut old = worker(&topics, &["--threads", "8", "-q"]);
+    let mut old = topics.worker(&["--threads", "8", "-q"]);
     old.wait_until("start", || starts(&file).len() == 1);
     let records: Vec<KeyValue> = (0..after).map(|n| record(&n.to_string(), json!(["true"]))).collect();
     topics.spread(1, &records);
@@ -188,7 +181,7 @@ fn a_crash_behind_a_long_command_runs_that_one_alone_again() {
     old.wait_until("commit of all that has ended", || all_but_one(&metadata()));
     eprintln!("metadata behind {after} finished commands: {}", metadata());
     old.kill();
-    let mut new = worker(&topics, &["--threads", "8", "-v"]);
+    let mut new = topics.worker(&["--threads", "8", "-v"]);
     new.wait_until("start of the long one elsewhere", || starts(&file)["long"].len() == 2);
     new.signal("TERM");
     new.wait_for_log("draining");
@@ -219,7 +212,7 @@ fn a_rebalance_storm_loses_nothing_and_starts_nothing_alive_twice() {
         })
         .collect();
     topics.spread(8, &records);
-    let start = || worker(&topics, &["--threads", &threads.to_string()]);
+    let start = || topics.worker(&["--threads", &threads.to_string()]);
     let mut workers: Vec<Worker> = (0..3).map(|_| start()).collect();
     let mut killed = BTreeSet::new();
     let mut leaving = Vec::new();

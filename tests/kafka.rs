@@ -2,25 +2,49 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use kafka::client::Compression;
 use serde_json::{Value, json};
 use support::broker::Broker;
-use support::kafka::{KeyValue, committed, count, produce, read_all, spread, states};
-use support::topics::{Dice, Topics, record, trace, traced};
-use support::worker::{Worker, wait_until};
+use support::kafka::{KeyValue, committed, produce, read_all};
+use support::topics::{Client, Dice, Topics, record, trace, traced};
+use support::worker::Worker;
 
-#[test]
-fn the_original_records_are_run_and_answered_under_their_very_keys() {
-    let topics = Topics::new(Broker::shared(), 1);
+/// Makes two tests of each: with our own client and with the kafka crate.
+macro_rules! with_both_clients {
+    ($($test:ident),* $(,)?) => {
+        mod own_client {
+            $(#[test] fn $test() { super::$test(super::Client::Own) })*
+        }
+        mod kafka_crate {
+            $(#[test] fn $test() { super::$test(super::Client::Crate) })*
+        }
+    };
+}
+
+with_both_clients!(
+    the_original_records_are_run_and_answered_under_their_very_keys,
+    the_state_format_is_what_the_original_writes,
+    hostile_records_are_each_answered_and_their_neighbours_unharmed,
+    a_dead_letter_topic_gets_what_is_no_command_unchanged,
+    a_record_larger_than_the_fetch_size_is_run,
+    latest_passes_over_what_is_old_but_nothing_that_comes,
+    threads_run_beyond_the_partition_count,
+    a_drain_settles_what_runs_and_leaves_the_rest_to_the_next,
+    what_a_cut_drain_aborts_runs_again,
+    killed_ten_times_it_loses_nothing,
+    the_broker_restarts_under_load_and_nothing_is_lost,
+    a_result_waits_for_a_broker_that_is_away,
+    a_broker_that_comes_late_is_waited_for,
+);
+
+fn the_original_records_are_run_and_answered_under_their_very_keys(client: Client) {
+    let topics = Topics::new(Broker::shared(), 1).with(client);
     let text =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/records/original-records.jsonl"))
             .unwrap();
@@ -37,6 +61,7 @@ fn the_original_records_are_run_and_answered_under_their_very_keys() {
     command
         .args(["--brokers", &topics.broker, "--topic", &topics.commands, "--results-topic", &topics.results])
         .args(["--threads", "4", "--result-format", "json"])
+        .args(client.args())
         .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
         .env("ASKED_DIR", asked.path());
     let mut worker = Worker::start_command(&mut command);
@@ -95,9 +120,8 @@ fn base64(text: &Value) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn the_state_format_is_what_the_original_writes() {
-    let topics = Topics::new(Broker::shared(), 1);
+fn the_state_format_is_what_the_original_writes(client: Client) {
+    let topics = Topics::new(Broker::shared(), 1).with(client);
     topics.spread(1, &[record("a", json!(["true"])), record("b", json!(["false"])), ("c".into(), b"{".to_vec())]);
     let mut worker = topics.worker(&["--threads", "2"]);
     topics.wait_for_results(&worker, 3);
@@ -105,13 +129,12 @@ fn the_state_format_is_what_the_original_writes() {
     worker.expect_exit(0);
     let expected = [("a", "success"), ("b", "failed"), ("c", "failed")];
     assert_eq!(topics.states(), expected.map(|(key, state)| (key.into(), vec![state.into()])).into());
-    assert!(worker.log().contains(&format!("group {} is new: it starts at the earliest record", topics.group)));
-    assert!(worker.log().contains("run one worker per topic"));
+    assert!(worker.log().contains("is new: it starts at the earliest record"), "{}", worker.log());
+    assert_eq!(worker.log().contains("run one worker per topic"), client == Client::Crate);
 }
 
-#[test]
-fn hostile_records_are_each_answered_and_their_neighbours_unharmed() {
-    let topics = Topics::new(Broker::shared(), 1);
+fn hostile_records_are_each_answered_and_their_neighbours_unharmed(client: Client) {
+    let topics = Topics::new(Broker::shared(), 1).with(client);
     let mut dice = Dice::new();
     let seeds = [r#"["true","a"]"#, r#""true 'b'""#, r#"{"command":["true"],"env":{"A":"1"},"stdin":"x","timeout":5}"#];
     let mut records = Vec::new();
@@ -142,10 +165,9 @@ fn hostile_records_are_each_answered_and_their_neighbours_unharmed() {
     assert_eq!(topics.committed(), records.len() as i64);
 }
 
-#[test]
-fn a_dead_letter_topic_gets_what_is_no_command_unchanged() {
+fn a_dead_letter_topic_gets_what_is_no_command_unchanged(client: Client) {
     let broker = Broker::shared();
-    let topics = Topics::new(broker, 1);
+    let topics = Topics::new(broker, 1).with(client);
     let dead = format!("{}-dead", topics.commands);
     broker.create_topic(&dead, 2);
     let bad: Vec<KeyValue> = vec![("k1".into(), b"\xff\x00".to_vec()), ("k2".into(), b"[]".to_vec())];
@@ -160,40 +182,9 @@ fn a_dead_letter_topic_gets_what_is_no_command_unchanged() {
     assert_eq!(topics.states().len(), 3);
 }
 
-#[test]
-fn records_in_front_of_a_compressed_batch_are_not_lost() {
-    // The kafka crate drops them from an answer that holds both.
-    let topics = Topics::new(Broker::shared(), 1);
-    let mut wanted = BTreeSet::new();
-    let mut write = |compression, numbers: std::ops::Range<u32>| {
-        let records: Vec<KeyValue> = numbers.map(|n| record(&format!("{n:03}"), json!(["true"]))).collect();
-        wanted.extend(records.iter().map(|(key, _)| key.clone()));
-        produce(&topics.broker, &topics.commands, 0, compression, &records);
-    };
-    write(Compression::NONE, 0..10);
-    write(Compression::NONE, 10..11);
-    write(Compression::GZIP, 11..30);
-    write(Compression::NONE, 30..31);
-    write(Compression::SNAPPY, 31..32);
-    write(Compression::NONE, 32..90);
-    write(Compression::GZIP, 90..91);
-    write(Compression::GZIP, 91..150);
-    write(Compression::NONE, 150..160);
-    let mut worker = topics.worker(&["--threads", "4"]);
-    topics.wait_for_results(&worker, wanted.len());
-    worker.signal("TERM");
-    worker.expect_exit(0);
-    let states = topics.states();
-    assert!(states.values().all(|states| states.len() == 1), "run twice: {states:?}");
-    assert_eq!(states.into_keys().collect::<BTreeSet<_>>(), wanted);
-    assert!(worker.log().contains("in front of a compressed batch"), "the trap was met at all");
-    assert_eq!(topics.committed(), 160);
-}
-
-#[test]
-fn a_record_larger_than_the_fetch_size_is_run() {
+fn a_record_larger_than_the_fetch_size_is_run(client: Client) {
     let broker = Broker::start_with(&["message.max.bytes=20000000", "replica.fetch.max.bytes=20000000"]);
-    let topics = Topics::new(&broker, 1);
+    let topics = Topics::new(&broker, 1).with(client);
     let large = json!({"command": ["sh", "-c", "test $(wc -c) = 5000000"], "stdin": "x".repeat(5_000_000)});
     topics.spread(1, &[record("before", json!(["true"]))]);
     topics.spread(1, &[record("large", large)]);
@@ -206,38 +197,8 @@ fn a_record_larger_than_the_fetch_size_is_run() {
     assert_eq!(topics.states(), expected.into());
 }
 
-#[test]
-fn a_codec_that_is_not_known_is_refused_and_the_record_named() {
-    let topics = Topics::new(Broker::shared(), 1);
-    topics.spread(1, &[record("before", json!(["true"]))]);
-    for codec in ["lz4", "zstd"] {
-        java_produce(&topics, codec);
-    }
-    let mut worker = topics.worker(&["--threads", "1"]);
-    worker.expect_exit(78);
-    let log = worker.log();
-    assert!(log.contains(&format!("{}-0@", topics.commands)) && log.contains("codec") && log.contains("lz4"), "{log}");
-    let states = topics.states();
-    assert!(states.values().all(|states| states == &["success"]), "{states:?}");
-    assert_eq!(topics.committed(), states.len() as i64);
-}
-
-/// Writes a record with Kafka's own producer, which knows every codec.
-fn java_produce(topics: &Topics, codec: &str) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
-    let mut child = std::process::Command::new(script)
-        .args(["produce", &topics.broker, &topics.commands, "--compression-codec", codec])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .expect("kafka.sh");
-    let line = format!("{codec}\t[\"true\",\"{}\"]\n", "x".repeat(1000));
-    child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success());
-}
-
-#[test]
-fn latest_passes_over_what_is_old_but_nothing_that_comes() {
-    let topics = Topics::new(Broker::shared(), 1);
+fn latest_passes_over_what_is_old_but_nothing_that_comes(client: Client) {
+    let topics = Topics::new(Broker::shared(), 1).with(client);
     topics.spread(1, &[record("old", json!(["true"]))]);
     let mut worker = topics.worker(&["--threads", "1", "--from", "latest"]);
     worker.wait_for_log("is new: it starts at the latest record");
@@ -251,10 +212,9 @@ fn latest_passes_over_what_is_old_but_nothing_that_comes() {
     assert_eq!(topics.states().into_keys().collect::<Vec<_>>(), [b"new".to_vec()]);
 }
 
-#[test]
-fn threads_run_beyond_the_partition_count() {
+fn threads_run_beyond_the_partition_count(client: Client) {
     let dir = tempfile::tempdir().unwrap();
-    let topics = Topics::new(Broker::shared(), 1);
+    let topics = Topics::new(Broker::shared(), 1).with(client);
     // Each waits until all eight run.
     let script = format!("touch {0}/$$; while [ $(ls {0} | wc -l) -lt 8 ]; do sleep 0.02; done", dir.path().display());
     let records: Vec<KeyValue> =
@@ -267,11 +227,10 @@ fn threads_run_beyond_the_partition_count() {
     assert!(topics.states().values().all(|states| states == &["success"]));
 }
 
-#[test]
-fn a_drain_settles_what_runs_and_leaves_the_rest_to_the_next() {
+fn a_drain_settles_what_runs_and_leaves_the_rest_to_the_next(client: Client) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
-    let topics = Topics::new(Broker::shared(), 2);
+    let topics = Topics::new(Broker::shared(), 2).with(client);
     let records: Vec<KeyValue> = (0..100).map(|n| traced(&n.to_string(), &file, 0.05)).collect();
     topics.spread(2, &records);
     let mut drains = 0;
@@ -290,11 +249,10 @@ fn a_drain_settles_what_runs_and_leaves_the_rest_to_the_next() {
     assert!(states.values().all(|states| states == &["success"]), "{states:?}");
 }
 
-#[test]
-fn what_a_cut_drain_aborts_runs_again() {
+fn what_a_cut_drain_aborts_runs_again(client: Client) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
-    let topics = Topics::new(Broker::shared(), 1);
+    let topics = Topics::new(Broker::shared(), 1).with(client);
     topics.spread(1, &[traced("short", &file, 0.0), traced("long", &file, 1.0)]);
     let mut worker = topics.worker(&["--threads", "2", "--drain-timeout", "0", "--grace", "1s"]);
     worker.wait_until("start of the long one", || trace(&file, "start").contains_key("long"));
@@ -310,11 +268,10 @@ fn what_a_cut_drain_aborts_runs_again() {
     assert!(topics.states().values().all(|states| states == &["success"]));
 }
 
-#[test]
-fn killed_ten_times_it_loses_nothing() {
+fn killed_ten_times_it_loses_nothing(client: Client) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
-    let topics = Topics::new(Broker::shared(), 4);
+    let topics = Topics::new(Broker::shared(), 4).with(client);
     let records: Vec<KeyValue> = (0..2000).map(|n| traced(&n.to_string(), &file, 0.0)).collect();
     topics.spread(4, &records);
     let mut dice = Dice::new();
@@ -339,12 +296,11 @@ fn killed_ten_times_it_loses_nothing() {
     eprintln!("run again after ten kills: {again} of 2000");
 }
 
-#[test]
-fn the_broker_restarts_under_load_and_nothing_is_lost() {
+fn the_broker_restarts_under_load_and_nothing_is_lost(client: Client) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
     let broker = Broker::start();
-    let topics = Topics::new(&broker, 4);
+    let topics = Topics::new(&broker, 4).with(client);
     let records: Vec<KeyValue> = (0..1200).map(|n| traced(&n.to_string(), &file, 0.02)).collect();
     topics.spread(4, &records);
     let mut worker = topics.worker(&["--threads", "4", "-q"]);
@@ -371,12 +327,11 @@ fn the_broker_restarts_under_load_and_nothing_is_lost() {
     assert!(worker.log().contains("works again after"), "{}", worker.log());
 }
 
-#[test]
-fn a_result_waits_for_a_broker_that_is_away() {
+fn a_result_waits_for_a_broker_that_is_away(client: Client) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
     let broker = Broker::start();
-    let topics = Topics::new(&broker, 1);
+    let topics = Topics::new(&broker, 1).with(client);
     topics.spread(1, &[traced("k", &file, 1.0)]);
     let mut worker = topics.worker(&["--threads", "1"]);
     worker.wait_until("start", || trace(&file, "start").len() == 1);
@@ -403,10 +358,9 @@ fn no_broker_at_start_is_said_and_ends_with_69() {
     worker.expect_exit(0);
 }
 
-#[test]
-fn a_broker_that_comes_late_is_waited_for() {
+fn a_broker_that_comes_late_is_waited_for(client: Client) {
     let broker = Broker::start();
-    let topics = Topics::new(&broker, 1);
+    let topics = Topics::new(&broker, 1).with(client);
     topics.spread(1, &[record("k", json!(["true"]))]);
     broker.stop();
     let mut worker = topics.worker(&["--connect-timeout", "100s"]);
@@ -424,47 +378,7 @@ fn a_topic_that_is_not_there_is_named_with_the_way_to_make_it() {
     worker.expect_exit(69);
     let log = worker.log();
     assert!(
-        log.contains("topic absent-results does not exist") && log.contains("--create --topic absent-results"),
+        log.contains("topic absent: does not exist; create it: kafka-topics.sh --create --topic absent --partitions N"),
         "{log}"
     );
-}
-
-#[test]
-fn a_broker_that_is_too_new_for_the_client_is_refused_at_once() {
-    // Answers ApiVersions as Kafka 4 does: Fetch from version 4 on.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = [0; 12];
-            stream.read_exact(&mut request).unwrap();
-            let body = [&request[8..12], &[0, 0, 0, 0, 0, 1, 0, 1, 0, 4, 0, 17]].concat();
-            let answer = [&(body.len() as i32).to_be_bytes()[..], &body].concat();
-            let _ = stream.write_all(&answer);
-            let _ = stream.read_to_end(&mut Vec::new());
-        }
-    });
-    let mut worker = Worker::start(&["--brokers", &address, "--connect-timeout", "60s"]);
-    worker.expect_exit(78);
-    assert!(worker.log().contains("serves Fetch 4 to 17") && worker.log().contains("up to 3.9"), "{}", worker.log());
-}
-
-#[test]
-fn a_group_with_living_members_is_not_joined_silently() {
-    let topics = Topics::new(Broker::shared(), 1);
-    topics.spread(1, &[record("k", json!(["true"]))]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
-    let out: PathBuf = tempfile::tempdir().unwrap().keep().join("consumed");
-    let mut member = std::process::Command::new(script)
-        .args(["consume", &topics.broker, &topics.commands, "--group", &topics.group, "--from-beginning"])
-        .stdout(fs::File::create(&out).unwrap())
-        .spawn()
-        .expect("kafka.sh");
-    assert!(wait_until(|| fs::metadata(&out).is_ok_and(|meta| meta.len() > 0)), "the other consumer reads");
-    let mut worker = topics.worker(&["--threads", "1"]);
-    worker.expect_exit(78);
-    let _ = member.kill();
-    let _ = member.wait();
-    assert!(worker.log().contains("other consumers are members of this group"), "{}", worker.log());
 }

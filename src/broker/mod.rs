@@ -14,7 +14,7 @@ pub mod wire;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 
@@ -126,6 +126,11 @@ pub trait Source: Send {
 
     /// How many characters of commit metadata are kept for a partition; 0 if none are.
     fn metadata_limit(&self) -> usize;
+
+    /// Until when the partitions are ours, whatever comes; after that nothing is to be started before the next poll.
+    fn lease(&self) -> Option<Instant> {
+        None
+    }
 
     /// A revoked partition has been committed a last time.
     fn released(&mut self, _partition: i32) {}

@@ -67,7 +67,7 @@ impl<'a> Intake<'a> {
     }
 
     /// Runs until the drain, or the end of the source; then until all that was handed over is settled and committed.
-    pub fn run(mut self, jobs: Sender<Record>, settled: &Receiver<Position>) -> Result<()> {
+    pub fn run(mut self, jobs: Sender<Option<Record>>, settled: &Receiver<Position>) -> Result<()> {
         let taken = self.take_in(&jobs, settled);
         if let Err(e) = &taken {
             error!("{e}; draining");
@@ -85,7 +85,7 @@ impl<'a> Intake<'a> {
     }
 
     /// The loop while work goes on.
-    fn take_in(&mut self, jobs: &Sender<Record>, settled: &Receiver<Position>) -> Result<()> {
+    fn take_in(&mut self, jobs: &Sender<Option<Record>>, settled: &Receiver<Position>) -> Result<()> {
         let (nowhere, _nobody) = bounded(0); // nobody takes from it
         while self.shutdown.level() == Level::Run
             && !(self.ended && self.next.is_none() && self.partitions.unstarted() == 0)
@@ -114,10 +114,15 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    fn start_next(&mut self) -> Record {
-        let record = self.next.take().expect("only sent when there is one");
+    /// The record to start, for a thread that has just said it is idle. `None` if the lease has run out: this process
+    /// was stopped for a while, or the machine, and others may have our partitions by now.
+    fn start_next(&mut self) -> Option<Record> {
+        if self.source.lease().is_some_and(|until| Instant::now() >= until) {
+            return None;
+        }
+        let record = self.next.take()?;
         self.partitions.started(&record);
-        record
+        Some(record)
     }
 
     /// While what runs comes to its end.

@@ -12,12 +12,30 @@ use super::broker::Broker;
 use super::kafka::{KeyValue, committed, count, spread, states};
 use super::worker::Worker;
 
+/// Which client the worker uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    Own,
+    Crate,
+}
+
+impl Client {
+    pub fn args(self) -> &'static [&'static str] {
+        match self {
+            // A short session, so that a worker that was killed is missed soon.
+            Client::Own => &["-X", "session.timeout.ms=6000"],
+            Client::Crate => &["--client", "kafka"],
+        }
+    }
+}
+
 /// Topics of one test, on the shared broker or on its own.
 pub struct Topics {
     pub broker: String,
     pub commands: String,
     pub results: String,
     pub group: String,
+    client: Client,
 }
 
 impl Topics {
@@ -28,11 +46,15 @@ impl Topics {
         broker.create_topic(&commands, partitions);
         broker.create_topic(&results, 1);
         let group = format!("{commands}-group");
-        Topics { broker: broker.address().to_owned(), commands, results, group }
+        Topics { broker: broker.address().to_owned(), commands, results, group, client: Client::Own }
+    }
+
+    pub fn with(self, client: Client) -> Topics {
+        Topics { client, ..self }
     }
 
     pub fn worker(&self, args: &[&str]) -> Worker {
-        Worker::on(&self.broker, &self.commands, &self.results, args)
+        Worker::on(&self.broker, &self.commands, &self.results, &[self.client.args(), args].concat())
     }
 
     pub fn spread(&self, partitions: i32, records: &[KeyValue]) {

@@ -120,7 +120,7 @@ impl Cluster {
 
     /// Asks over the control connection, made anew to the next address after each failure.
     fn ask<T>(&mut self, question: impl FnOnce(&mut Connection, Instant) -> Result<T>) -> Result<T> {
-        let mut conn = match self.control.take() {
+        let mut conn = match self.control.take().filter(Connection::is_fresh) {
             Some(conn) => conn,
             None => self.open_any()?,
         };

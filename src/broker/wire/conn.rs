@@ -21,6 +21,9 @@ use crate::error::{Error, Kind, Result, os_text};
 
 /// The largest response that is believed: far above what we ask for, far below what would hurt.
 const LARGEST_FRAME: usize = 512 << 20;
+/// A connection that was not used for so long is not used again: brokers close idle ones after ten minutes
+/// (`connections.max.idle.ms`), and some load balancers forget them after four without a word.
+const STALE_AFTER: Duration = Duration::from_secs(180);
 /// How much is read at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -132,6 +135,11 @@ impl Connection {
     /// How many responses are awaited.
     pub fn under_way(&self) -> usize {
         self.awaited.len()
+    }
+
+    /// Whether it was in use lately; one that was not may be closed on the other side.
+    pub fn is_fresh(&self) -> bool {
+        !self.awaited.is_empty() || self.heard.elapsed() < STALE_AFTER
     }
 
     /// When it was heard of last: opened, or a part of a response.

@@ -226,8 +226,8 @@ impl Fetcher {
 
     fn send(&mut self, leader: i32, cluster: &Cluster, settings: &Settings, wanted: Vec<(i32, i64)>) -> Result<()> {
         let conn = match &mut self.conn {
-            Some(conn) => conn,
-            None => self.conn.insert(cluster.open(leader)?),
+            Some(conn) if conn.is_fresh() => conn,
+            _ => self.conn.insert(cluster.open(leader)?),
         };
         let version = conn.version::<FetchRequest>(FETCH)?;
         let partitions = wanted.iter().map(|&(partition, offset)| {

@@ -87,8 +87,6 @@ struct Stable {
     beat_at: Instant,
     /// When the heartbeat was sent that is not answered yet.
     asked: Option<Instant>,
-    /// Join again when nothing is under way.
-    rejoin: bool,
 }
 
 /// A committed offset and its metadata.
@@ -108,6 +106,8 @@ pub struct Group {
     /// session timeout after this.
     seen: Instant,
     member: bool,
+    /// Join again when nothing else is under way: a join that is under way does not tell what has come up since.
+    rejoin: bool,
     /// The generation of the last assignment.
     owned_since: i32,
     partitions: i32,
@@ -126,6 +126,7 @@ impl Group {
             offsets: None,
             seen: now,
             member: false,
+            rejoin: false,
             owned_since: -1,
             partitions: 0,
         }
@@ -155,8 +156,8 @@ impl Group {
         match &self.phase {
             Phase::Outside(_) => Instant::now(),
             Phase::Joining(_, sent) | Phase::Syncing(_, sent) => *sent + self.settings.session_timeout,
-            Phase::Stable(stable) if stable.asked.is_some() => self.seen + self.settings.session_timeout,
-            Phase::Stable(stable) if stable.rejoin => Instant::now(),
+            Phase::Stable(stable) if stable.asked.is_some() => self.lease(),
+            Phase::Stable(_) if self.rejoin => Instant::now(),
             Phase::Stable(stable) => stable.beat_at,
         }
     }
@@ -170,7 +171,7 @@ impl Group {
     ) -> Result<Option<Change>> {
         let now = Instant::now();
         let session = self.settings.session_timeout;
-        if self.member && now >= self.seen + session {
+        if self.member && now >= self.lease() {
             return Ok(Some(self.lost(format!("no answer from the coordinator within {session:?}"))));
         }
         match std::mem::replace(&mut self.phase, Phase::Outside(None)) {
@@ -188,9 +189,12 @@ impl Group {
 
     /// Joins again, as soon as nothing else is under way: to let partitions go, or to say what is done.
     pub fn rejoin(&mut self) {
-        if let Phase::Stable(stable) = &mut self.phase {
-            stable.rejoin = true;
-        }
+        self.rejoin = true;
+    }
+
+    /// Until when the coordinator takes us for a member, whatever comes.
+    pub fn lease(&self) -> Instant {
+        self.seen + self.settings.session_timeout
     }
 
     /// Sends JoinGroup.
@@ -223,6 +227,7 @@ impl Group {
             .with_protocols(vec![protocol]);
         let sent = Instant::now();
         conn.send(version, &request, self.deadline())?;
+        self.rejoin = false;
         self.phase = Phase::Joining(conn, sent);
         Ok(None)
     }
@@ -308,7 +313,7 @@ impl Group {
         let assignment = Assignment::decode(response.assignment, &self.settings.topic)
             .ok_or_else(|| conn.failed("the leader's assignment cannot be read".into()))?;
         let beat_at = Instant::now() + self.settings.heartbeat_interval;
-        self.phase = Phase::Stable(Stable { conn: Some(conn), beat_at, asked: None, rejoin: false });
+        self.phase = Phase::Stable(Stable { conn: Some(conn), beat_at, asked: None });
         self.owned_since = self.generation;
         Ok(Some(Change::Assigned(assignment)))
     }
@@ -316,7 +321,7 @@ impl Group {
     /// Takes the answer to a heartbeat, and sends the next one when it is due.
     fn beat(&mut self, mut stable: Stable, cluster: &mut Cluster) -> Result<Option<Change>> {
         match self.beat_over(&mut stable, cluster) {
-            Ok(None) if stable.rejoin && stable.asked.is_none() => {
+            Ok(None) if self.rejoin && stable.asked.is_none() => {
                 self.phase = Phase::Outside(stable.conn);
                 Ok(None)
             }
@@ -350,13 +355,13 @@ impl Group {
                 None => self.seen = sent,
                 Some(ResponseError::RebalanceInProgress) => {
                     self.seen = sent;
-                    stable.rejoin = true; // what is ours we keep meanwhile
+                    self.rejoin = true; // what is ours we keep meanwhile
                 }
                 code => return Ok(code),
             }
         }
         let now = Instant::now();
-        if stable.asked.is_none() && !stable.rejoin && now >= stable.beat_at {
+        if stable.asked.is_none() && !self.rejoin && now >= stable.beat_at {
             let version = conn.version::<HeartbeatRequest>(HEARTBEAT)?;
             let request = HeartbeatRequest::default()
                 .with_group_id(self.group_id())
@@ -490,7 +495,7 @@ impl Group {
         newest: i16,
         request: impl FnOnce(i16) -> R,
     ) -> Result<R::Response> {
-        let mut conn = match self.offsets.take() {
+        let mut conn = match self.offsets.take().filter(Connection::is_fresh) {
             Some(conn) => conn,
             None => self.connect(cluster)?,
         };

@@ -359,6 +359,10 @@ impl Source for WireSource {
         METADATA_LIMIT
     }
 
+    fn lease(&self) -> Option<Instant> {
+        Some(self.group.lease())
+    }
+
     fn released(&mut self, partition: i32) {
         self.revoked.remove(&partition);
         if self.revoked.is_empty() {
@@ -378,8 +382,11 @@ impl Source for WireSource {
     }
 
     fn leave(&mut self) -> Result<bool> {
+        // The owners have to know what is done before we are gone.
         if !self.done.is_subset(&self.told) {
-            self.group.rejoin(); // the owners have to know what is done before we are gone
+            if !self.done.is_subset(&self.telling) {
+                self.group.rejoin();
+            }
             return Ok(false);
         }
         self.group.leave(&mut self.cluster).map(|()| true)

@@ -1,60 +1,234 @@
-//! Stand-in.
+//! The records in a Fetch answer: every message format and codec, what is to be left out, and what is corrupt.
+//!
+//! Pure, and written for bytes from outside: nothing panics, nothing is allocated by a length that is only claimed, and
+//! what cannot be read is said with its offset, never passed over. `kafka-protocol` decodes version 2 alone, reserves
+//! memory by the claimed count and decompresses without a limit, hence our own reading of this format:
+//! <https://kafka.apache.org/documentation/#messageformat>.
+
+mod codec;
+mod legacy;
+
+use std::collections::BTreeSet;
+
 use bytes::{Buf, Bytes};
-use kafka_protocol::records::RecordBatchDecoder;
-/// x
-#[derive(Debug)]
+
+/// A transaction that was aborted, as the broker names it beside the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Aborted {
-    /// x
+    /// Its producer.
     pub producer_id: i64,
-    /// x
+    /// Where its records begin; they end at the producer's next ABORT marker.
     pub first_offset: i64,
 }
-/// x
-#[derive(Debug)]
+
+/// A record.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetched {
-    /// x
+    /// Its offset.
     pub offset: i64,
-    /// x
+    /// When it was made or appended, in milliseconds since the epoch.
     pub timestamp_ms: Option<i64>,
-    /// x
+    /// Its key.
     pub key: Option<Bytes>,
-    /// x
+    /// Its value.
     pub value: Option<Bytes>,
 }
-/// x
-#[derive(Debug)]
+
+/// Where the records stop being readable, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corrupt {
-    /// x
+    /// The offset of the batch, or the one asked for if it is in the middle of it.
     pub offset: i64,
-    /// x
+    /// What is wrong with it.
     pub why: String,
 }
-/// x
-#[derive(Debug)]
+
+/// What an answer holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batches {
-    /// x
+    /// The records to deliver; offsets grow.
     pub records: Vec<Fetched>,
-    /// x
+    /// The offset to ask for next. It passes what is not delivered: markers, aborted records, what compaction took away.
     pub next: i64,
-    /// x
+    /// What follows `next` cannot be read.
     pub corrupt: Option<Corrupt>,
 }
-/// x
-pub fn decode(mut bytes: Bytes, from: i64, _aborted: &[Aborted]) -> Batches {
-    let mut out = Batches { records: vec![], next: from, corrupt: None };
-    while bytes.has_remaining() {
-        let Ok(set) = RecordBatchDecoder::decode(&mut bytes) else { break };
-        for r in set.records {
-            if r.offset >= from {
-                out.next = r.offset + 1;
-                out.records.push(Fetched {
-                    offset: r.offset,
-                    timestamp_ms: Some(r.timestamp),
-                    key: r.key,
-                    value: r.value,
-                });
+
+/// Why a batch cannot be read.
+type Why = String;
+
+/// Bytes of offset and length in front of every batch and message.
+const PREFIX: usize = 12;
+/// Bytes of a batch of version 2 in front of its records, without the prefix.
+const HEADER: usize = 49;
+
+/// Reads `bytes`, delivering from offset `from` on.
+pub fn decode(mut bytes: Bytes, from: i64, aborted: &[Aborted]) -> Batches {
+    let mut out = Batches { records: Vec::new(), next: from, corrupt: None };
+    let mut filter = Filter::new(aborted);
+    // What is cut off at the end is normal: the answer's size is limited.
+    while let Some(prefix) = bytes.get(..PREFIX) {
+        let base = i64::from_be_bytes(prefix[..8].try_into().expect("eight bytes"));
+        let length = i32::from_be_bytes(prefix[8..].try_into().expect("four bytes"));
+        let whole = match usize::try_from(length) {
+            Ok(length) if length >= legacy::SHORTEST => PREFIX + length,
+            _ => {
+                out.corrupt = Some(Corrupt { offset: base.max(out.next), why: format!("a batch claims a length of {length}") });
+                break;
             }
+        };
+        if bytes.len() < whole {
+            break;
+        }
+        let mut batch = bytes.split_to(whole);
+        let magic = batch[16];
+        batch.advance(PREFIX);
+        let read = match magic {
+            0 | 1 => legacy::read(base, batch, &mut out),
+            2 => read_batch(base, batch, &mut filter, &mut out),
+            other => Err(format!("message format {other} is not known")),
+        };
+        if let Err(why) = read {
+            out.corrupt = Some(Corrupt { offset: base.max(out.next), why });
+            break;
         }
     }
     out
 }
+
+/// The fixed part of a batch of version 2.
+struct Header {
+    attributes: i16,
+    last_offset: i64,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    producer_id: i64,
+    count: i32,
+}
+
+fn read_batch(base: i64, mut batch: Bytes, filter: &mut Filter<'_>, out: &mut Batches) -> Result<(), Why> {
+    if batch.len() < HEADER {
+        return Err(format!("a batch of {} bytes is too short", batch.len()));
+    }
+    batch.advance(5); // leader epoch, magic
+    let claimed = batch.get_u32();
+    let computed = crc32c::crc32c(&batch);
+    if claimed != computed {
+        return Err(format!("its checksum is {computed:08x}, not {claimed:08x}"));
+    }
+    let attributes = batch.get_i16();
+    let last_offset = base.checked_add(batch.get_i32().into()).filter(|&last| last >= base);
+    let header = Header {
+        attributes,
+        last_offset: last_offset.ok_or("its last offset is out of range")?,
+        base_timestamp: batch.get_i64(),
+        max_timestamp: batch.get_i64(),
+        producer_id: batch.get_i64(),
+        count: {
+            batch.advance(6); // producer epoch, base sequence
+            batch.get_i32()
+        },
+    };
+    let after = header.last_offset.saturating_add(1);
+    let is_control = attributes & 0x20 != 0;
+    if filter.leaves_out(&header, is_control.then_some(&batch)) || after <= out.next {
+        out.next = out.next.max(after);
+        return Ok(());
+    }
+    let mut records = codec::decompress(attributes & 7, batch)?;
+    for _ in 0..header.count {
+        let record = read_record(&mut records, base, &header).ok_or("a record in it is cut off or malformed")?;
+        if record.offset >= out.next {
+            out.next = record.offset + 1;
+            out.records.push(record);
+        }
+    }
+    out.next = out.next.max(after);
+    Ok(())
+}
+
+fn read_record(bytes: &mut Bytes, base: i64, header: &Header) -> Option<Fetched> {
+    let length = usize::try_from(varint(bytes)?).ok().filter(|&length| length <= bytes.len())?;
+    let mut record = bytes.split_to(length);
+    record.try_get_i8().ok()?; // attributes: none are defined
+    let timestamp = header.base_timestamp.wrapping_add(varint(&mut record)?);
+    let offset = base.checked_add(varint(&mut record)?).filter(|offset| (base..=header.last_offset).contains(offset))?;
+    let key = nullable(&mut record)?;
+    let value = nullable(&mut record)?;
+    for _ in 0..varint(&mut record)? {
+        nullable(&mut record)??; // a header's key
+        nullable(&mut record)?;
+    }
+    let appended = header.attributes & 8 != 0;
+    let timestamp = if appended { header.max_timestamp } else { timestamp };
+    Some(Fetched { offset, timestamp_ms: (timestamp >= 0).then_some(timestamp), key, value })
+}
+
+/// Bytes after their length; a negative length is null.
+fn nullable(bytes: &mut Bytes) -> Option<Option<Bytes>> {
+    match varint(bytes)? {
+        ..0 => Some(None),
+        length => {
+            let length = usize::try_from(length).ok().filter(|&length| length <= bytes.len())?;
+            Some(Some(bytes.split_to(length)))
+        }
+    }
+}
+
+/// A number in zigzag varint form.
+fn varint(bytes: &mut Bytes) -> Option<i64> {
+    let mut value = 0u64;
+    for shift in (0..70).step_by(7) {
+        let byte = bytes.try_get_u8().ok()?;
+        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte < 0x80 {
+            return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
+        }
+    }
+    None
+}
+
+/// Tells which batches are not to be delivered: control batches, and those of aborted transactions.
+struct Filter<'a> {
+    /// By first offset; those that are not reached yet.
+    aborted: Vec<&'a Aborted>,
+    /// Producers whose records are aborted from here on.
+    producers: BTreeSet<i64>,
+}
+
+impl<'a> Filter<'a> {
+    fn new(aborted: &'a [Aborted]) -> Self {
+        let mut aborted: Vec<&Aborted> = aborted.iter().collect();
+        aborted.sort_by_key(|aborted| std::cmp::Reverse(aborted.first_offset));
+        Filter { aborted, producers: BTreeSet::new() }
+    }
+
+    fn leaves_out(&mut self, header: &Header, control: Option<&Bytes>) -> bool {
+        while let Some(aborted) = self.aborted.pop_if(|aborted| aborted.first_offset <= header.last_offset) {
+            self.producers.insert(aborted.producer_id);
+        }
+        if let Some(records) = control {
+            if is_abort_marker(records.clone()) {
+                self.producers.remove(&header.producer_id);
+            }
+            return true;
+        }
+        let transactional = header.attributes & 0x10 != 0;
+        transactional && self.producers.contains(&header.producer_id)
+    }
+}
+
+/// Whether a control batch's record ends a transaction by ABORT: its key is a version and a type, and that is 0.
+fn is_abort_marker(mut records: Bytes) -> bool {
+    let key = (|| {
+        varint(&mut records)?; // length
+        records.try_get_i8().ok()?;
+        varint(&mut records)?; // timestamp
+        varint(&mut records)?; // offset
+        nullable(&mut records)?
+    })();
+    key.is_some_and(|key| key.len() >= 4 && key[2..4] == [0, 0])
+}
+
+#[cfg(test)]
+mod tests;
