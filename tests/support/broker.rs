@@ -1,10 +1,9 @@
-//! Real Kafka brokers for tests: starts, kills and restarts them through `fixtures/broker/kafka.sh`.
+//! Real Kafka brokers for tests, and clusters of them: starts, kills and restarts them through `fixtures/broker/kafka.sh`.
 //!
 //! Each has its own directory under the target directory and its own ports on loopback. It ends with the test process,
 //! even when that is killed with -9: the script watches us.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -12,10 +11,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
+use super::client::Client;
+
 /// One broker, and its directory; both are gone when it is dropped.
 pub struct Broker {
     dir: PathBuf,
+    version: String,
     address: String,
+}
+
+/// Nodes that form one cluster, on loopback; numbered from 1 on. Internal topics have three replicas, of which two have to
+/// be in sync. Gone when it is dropped.
+pub struct Cluster {
+    dir: PathBuf,
+    version: String,
+    addresses: Vec<String>,
 }
 
 impl Broker {
@@ -26,10 +36,12 @@ impl Broker {
 
     /// Like [`start`](Self::start), with broker settings such as `"message.max.bytes=2000000"` beside those of the script.
     pub fn start_with(settings: &[&str]) -> Broker {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broker-{}-{number}", process::id()));
-        let mut broker = Broker { dir, address: String::new() };
+        Self::start_version(&Self::version(), settings)
+    }
+
+    /// Like [`start_with`](Self::start_with), of a version of Kafka.
+    pub fn start_version(version: &str, settings: &[&str]) -> Broker {
+        let mut broker = Broker { dir: new_dir(), version: version.to_owned(), address: String::new() };
         broker.address = broker.launch(settings);
         broker
     }
@@ -74,21 +86,12 @@ impl Broker {
 
     /// Creates a topic and waits until every partition has a leader, so that no client has to try twice.
     pub fn create_topic(&self, name: &str, partitions: usize) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mut trouble = match create_topic(&self.address, name, partitions) {
-            Ok(0) => String::new(),
-            Ok(code) => panic!("create topic {name} on {}: the broker answers error {code}", self.address),
-            Err(e) => panic!("create topic {name} on {}: {e}", self.address),
-        };
-        while Instant::now() < deadline {
-            match leaders(&self.address, name) {
-                Ok(count) if count == partitions => return,
-                Ok(count) => trouble = format!("{count} of {partitions} partitions have a leader"),
-                Err(e) => trouble = e.to_string(),
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        panic!("topic {name} on {} was not there after 30 s: {trouble}", self.address);
+        create_topic(&self.client(), name, partitions, 1);
+    }
+
+    /// Talks to it.
+    pub fn client(&self) -> Client {
+        Client::new(&self.address)
     }
 
     fn dir(&self) -> &str {
@@ -96,11 +99,97 @@ impl Broker {
     }
 
     fn launch(&self, settings: &[&str]) -> String {
-        let (version, watched) = (Self::version(), process::id().to_string());
-        let mut args = vec!["start", &version, self.dir(), "--watch", &watched, "--temporary"];
+        let watched = process::id().to_string();
+        let mut args = vec!["start", &self.version, self.dir(), "--watch", &watched, "--temporary"];
         settings.iter().for_each(|setting| args.extend(["-c", setting]));
         script(&args)
     }
+}
+
+impl Cluster {
+    /// Starts three nodes.
+    pub fn start(version: &str) -> Cluster {
+        let mut cluster = Cluster { dir: new_dir(), version: version.to_owned(), addresses: Vec::new() };
+        let printed = cluster.script("start", &["--nodes", "3"]);
+        cluster.addresses = printed.lines().map(str::to_owned).collect();
+        assert_eq!(cluster.addresses.len(), 3, "{printed}");
+        cluster
+    }
+
+    /// The addresses of all nodes, with commas between them.
+    pub fn addresses(&self) -> String {
+        self.addresses.join(",")
+    }
+
+    /// Talks to it.
+    pub fn client(&self) -> Client {
+        Client::new(&self.addresses())
+    }
+
+    /// kill -9 of a node. Returns when it is gone; the others do not know yet.
+    pub fn kill(&self, node: i32) {
+        script(&["stop", self.dir(), "--node", &node.to_string(), "--kill"]);
+    }
+
+    /// Starts a node again on its port, with its data. Returns when it serves again.
+    pub fn start_again(&self, node: i32) {
+        let address = self.script("start", &["--node", &node.to_string()]);
+        assert_eq!(address, self.addresses[node as usize - 1], "the node came back elsewhere");
+    }
+
+    /// Creates a topic and waits until every partition has a leader.
+    pub fn create_topic(&self, name: &str, partitions: usize, replication: i16) {
+        create_topic(&self.client(), name, partitions, replication);
+    }
+
+    /// Moves the lead of each partition back to the first of its replicas, while all of them are alive.
+    pub fn elect_preferred_leaders(&self) {
+        let brokers = self.addresses();
+        let class = "org.apache.kafka.tools.LeaderElectionCommand";
+        let which = ["--election-type", "PREFERRED", "--all-topic-partitions"];
+        script(&[&["tool", class, "--bootstrap-server", &brokers], &which[..]].concat());
+    }
+
+    fn script(&self, command: &str, args: &[&str]) -> String {
+        let watched = process::id().to_string();
+        script(&[&[command, &self.version, self.dir(), "--watch", &watched, "--temporary"], args].concat())
+    }
+
+    fn dir(&self) -> &str {
+        self.dir.to_str().expect("the target directory's name is UTF-8")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = run(&["stop", self.dir(), "--kill"]);
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn new_dir() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broker-{}-{number}", process::id()))
+}
+
+fn create_topic(client: &Client, name: &str, partitions: usize, replication: i16) {
+    client.create_topic(name, partitions, replication).unwrap_or_else(|e| panic!("create topic {name}: {e}"));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let metadata = client.metadata(name);
+        let led = metadata.as_ref().map_or(0, |found| found.leaders.values().filter(|&&leader| leader >= 0).count());
+        if led == partitions {
+            return;
+        }
+        assert!(Instant::now() < deadline, "topic {name} was not there after 30 s: {metadata:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a tool of Kafka's prints.
+pub fn tool(args: &[&str]) -> String {
+    script(&[&["tool"], args].concat())
 }
 
 impl Drop for Broker {
@@ -125,118 +214,8 @@ fn run(args: &[&str]) -> (bool, String, String) {
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
 
-// Two requests of Kafka's protocol by hand: the Java tool takes a second per topic, and the tests must not lean on the
-// code they test.
-
-/// CreateTopics v2 for one topic: its error code.
-fn create_topic(address: &str, name: &str, partitions: usize) -> io::Result<i16> {
-    let mut body = Vec::new();
-    body.extend(1i32.to_be_bytes()); // one topic
-    string(&mut body, name);
-    body.extend((partitions as i32).to_be_bytes());
-    body.extend(1i16.to_be_bytes()); // replication factor
-    body.extend(0i32.to_be_bytes()); // assignments
-    body.extend(0i32.to_be_bytes()); // settings
-    body.extend(30_000i32.to_be_bytes()); // timeout
-    body.push(0); // not only validate
-    let mut answer = request(address, 19, 2, &body)?;
-    answer.int32()?; // throttle
-    answer.int32()?; // one topic
-    answer.string()?;
-    answer.int16()
-}
-
-/// Metadata v0 for one topic: how many of its partitions have a leader.
-fn leaders(address: &str, name: &str) -> io::Result<usize> {
-    let mut body = Vec::new();
-    body.extend(1i32.to_be_bytes()); // one topic
-    string(&mut body, name);
-    let mut answer = request(address, 3, 0, &body)?;
-    for _ in 0..answer.int32()? {
-        answer.int32()?; // node
-        answer.string()?; // host
-        answer.int32()?; // port
-    }
-    answer.int32()?; // one topic
-    answer.int16()?; // its error
-    answer.string()?;
-    let mut count = 0;
-    for _ in 0..answer.int32()? {
-        let error = answer.int16()?;
-        answer.int32()?; // partition
-        count += usize::from(error == 0 && answer.int32()? >= 0); // leader
-        for _ in 0..2 {
-            // replicas, in-sync replicas
-            for _ in 0..answer.int32()? {
-                answer.int32()?;
-            }
-        }
-    }
-    Ok(count)
-}
-
-/// OffsetFetch v1 for partition 0 of one topic: what is committed beside the offset. The one broker coordinates all groups.
+/// What is committed beside the offset of partition 0.
 pub fn committed_metadata(address: &str, group: &str, topic: &str) -> io::Result<String> {
-    let mut body = Vec::new();
-    string(&mut body, group);
-    body.extend(1i32.to_be_bytes()); // one topic
-    string(&mut body, topic);
-    body.extend(1i32.to_be_bytes()); // one partition
-    body.extend(0i32.to_be_bytes());
-    let mut answer = request(address, 9, 1, &body)?;
-    answer.int32()?; // one topic
-    answer.string()?;
-    answer.int32()?; // one partition
-    answer.int32()?;
-    answer.bytes::<8>()?; // offset
-    answer.string()
-}
-
-fn string(to: &mut Vec<u8>, text: &str) {
-    to.extend((text.len() as i16).to_be_bytes());
-    to.extend(text.as_bytes());
-}
-
-/// Sends one request on a connection of its own; the answer after the correlation id.
-fn request(address: &str, api: i16, version: i16, body: &[u8]) -> io::Result<Answer> {
-    let mut frame = Vec::new();
-    frame.extend(api.to_be_bytes());
-    frame.extend(version.to_be_bytes());
-    frame.extend(1i32.to_be_bytes()); // correlation id
-    string(&mut frame, "test");
-    frame.extend(body);
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(35)))?;
-    stream.write_all(&[&(frame.len() as i32).to_be_bytes(), &frame[..]].concat())?;
-    let mut size = [0; 4];
-    stream.read_exact(&mut size)?;
-    let mut answer = vec![0; u32::from_be_bytes(size).min(1 << 20) as usize];
-    stream.read_exact(&mut answer)?;
-    let mut answer = Answer(io::Cursor::new(answer));
-    answer.int32()?; // correlation id
-    Ok(answer)
-}
-
-struct Answer(io::Cursor<Vec<u8>>);
-
-impl Answer {
-    fn bytes<const N: usize>(&mut self) -> io::Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.0.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn int16(&mut self) -> io::Result<i16> {
-        self.bytes().map(i16::from_be_bytes)
-    }
-
-    fn int32(&mut self) -> io::Result<i32> {
-        self.bytes().map(i32::from_be_bytes)
-    }
-
-    fn string(&mut self) -> io::Result<String> {
-        let mut text = vec![0; self.int16()?.max(0) as usize];
-        self.0.read_exact(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    }
+    let committed = Client::new(address).committed(group, topic, 1)?;
+    Ok(committed.get(&0).map(|(_, metadata)| metadata.clone()).unwrap_or_default())
 }

@@ -2,6 +2,9 @@
 #![allow(dead_code)]
 
 pub mod broker;
+pub mod client;
 pub mod kafka;
+pub mod proxy;
+pub mod scene;
 pub mod topics;
 pub mod worker;
