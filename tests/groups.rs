@@ -33,6 +33,19 @@ fn starts(file: &Path) -> BTreeMap<String, Vec<u32>> {
     starts
 }
 
+/// What a worker's log says of a command and of the group.
+fn told_of(pid: u32, log: &str, name: &str) -> String {
+    let record = format!("key={name}");
+    let line = log.lines().find(|line| line.split(' ').any(|word| word == record));
+    let at = line.and_then(|line| line.split(' ').find(|word| word.contains('@'))).unwrap_or("@@");
+    let telling = |line: &&str| {
+        [at, "generation", "lost", "draining", "revoked", "left", "ended;", "fails"]
+            .iter()
+            .any(|word| line.contains(word))
+    };
+    format!("--- worker {pid}\n{}\n", log.lines().filter(telling).collect::<Vec<_>>().join("\n"))
+}
+
 fn stop(mut worker: Worker) {
     worker.signal("TERM");
     worker.expect_exit(0);
@@ -174,10 +187,14 @@ fn a_crash_behind_a_long_command_runs_that_one_alone_again() {
     assert!(support::worker::wait_until_within(patience, || support::kafka::count(&topics.broker, &topics.results)
         == after));
     let metadata = || committed_metadata(&topics.broker, &topics.group, &topics.commands).unwrap_or_default();
-    // One open offset, and everything behind it settled.
-    let all_but_one = |text: &str| {
-        text.strip_prefix("1:0:A").is_some_and(|run| !run.is_empty() && run.bytes().all(|c| c.is_ascii_lowercase()))
-    };
+    // One open offset, and all behind it settled: their number in letters, as `src/ledger/codec.rs` has it.
+    let mut letters = String::new();
+    let mut rest = after;
+    while rest > 0 {
+        letters.insert(0, char::from(b'a' + ((rest - 1) % 26) as u8));
+        rest = (rest - 1) / 26;
+    }
+    let all_but_one = |text: &str| text == format!("1:0:A{letters}");
     old.wait_until("commit of all that has ended", || all_but_one(&metadata()));
     eprintln!("metadata behind {after} finished commands: {}", metadata());
     old.kill();
@@ -215,6 +232,7 @@ fn a_rebalance_storm_loses_nothing_and_starts_nothing_alive_twice() {
     let start = || topics.worker(&["--threads", &threads.to_string()]);
     let mut workers: Vec<Worker> = (0..3).map(|_| start()).collect();
     let mut killed = BTreeSet::new();
+    let mut logs = Vec::new(); // of those that are gone
     let mut leaving = Vec::new();
     let mut changes = 0;
     while topics.committed() < commands as i64 {
@@ -226,6 +244,7 @@ fn a_rebalance_storm_loses_nothing_and_starts_nothing_alive_twice() {
                 let mut victim = workers.swap_remove(dice.below(workers.len() as u64) as usize);
                 killed.insert(victim.pid());
                 victim.kill();
+                logs.push((victim.pid(), victim.log()));
             }
             1 if workers.len() > 1 => {
                 let leaver = workers.swap_remove(dice.below(workers.len() as u64) as usize);
@@ -239,10 +258,11 @@ fn a_rebalance_storm_loses_nothing_and_starts_nothing_alive_twice() {
             workers.push(start());
         }
     }
-    for mut leaver in leaving {
-        leaver.expect_exit(0);
+    for mut worker in leaving.into_iter().chain(workers) {
+        worker.signal("TERM");
+        worker.expect_exit(0);
+        logs.push((worker.pid(), worker.log()));
     }
-    workers.into_iter().for_each(stop);
     let starts = starts(&file);
     let states = topics.states();
     eprintln!(
@@ -256,9 +276,11 @@ fn a_rebalance_storm_loses_nothing_and_starts_nothing_alive_twice() {
     let mut again: BTreeMap<u32, usize> = BTreeMap::new();
     for (name, workers) in &starts {
         for worker in &workers[..workers.len() - 1] {
+            let of_both = || logs.iter().filter(|(pid, _)| workers.contains(pid));
             assert!(
                 killed.contains(worker),
-                "command {name} was started again though worker {worker} was not killed: {workers:?}"
+                "command {name} was started again though worker {worker} was not killed: {workers:?}\n{}",
+                of_both().map(|(pid, log)| told_of(*pid, log, name)).collect::<String>()
             );
             *again.entry(*worker).or_default() += 1;
         }

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use kafka::client::Compression;
 use serde_json::{Value, json};
 use support::broker::Broker;
 use support::kafka::{KeyValue, committed, produce, read_all};
@@ -52,8 +51,8 @@ fn the_original_records_are_run_and_answered_under_their_very_keys(client: Clien
     let records: Vec<KeyValue> =
         lines.iter().map(|line| (base64(&line["key_b64"]), base64(&line["value_b64"]))).collect();
     let neighbour = record("neighbour", json!(["true"]));
-    produce(&topics.broker, &topics.commands, 0, Compression::NONE, &records);
-    produce(&topics.broker, &topics.commands, 0, Compression::NONE, std::slice::from_ref(&neighbour));
+    produce(&topics.broker, &topics.commands, 0, &records);
+    produce(&topics.broker, &topics.commands, 0, std::slice::from_ref(&neighbour));
 
     let asked = tempfile::tempdir().unwrap();
     let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/bin");

@@ -8,13 +8,26 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
-use kafka::client::Compression;
+use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use serde_json::json;
 use support::broker::Broker;
-use support::kafka::{KeyValue, produce};
+use support::kafka::KeyValue;
 use support::topics::{Client, Topics, record};
 use support::worker::{Worker, wait_until};
+
+/// Writes records to a partition, as one batch, compressed.
+fn produce(broker: &str, topic: &str, partition: i32, compression: Compression, records: &[KeyValue]) {
+    let mut client = KafkaClient::new(vec![broker.to_owned()]);
+    client.load_metadata(&[topic]).expect("metadata");
+    client.set_compression(compression);
+    let messages = records.iter().map(|(key, value)| ProduceMessage::new(topic, partition, Some(key), Some(value)));
+    let confirms = client.produce_messages(RequiredAcks::All, Duration::from_secs(10), messages).expect("produce");
+    for confirm in confirms.iter().flat_map(|confirm| &confirm.partition_confirms) {
+        confirm.offset.expect("acknowledged");
+    }
+}
 
 #[test]
 fn records_in_front_of_a_compressed_batch_are_not_lost() {

@@ -188,6 +188,7 @@ impl<'a> Intake<'a> {
             }
             Event::Record(record) => self.partitions.push(record),
             Event::Revoked { partition } => {
+                debug!("partition {partition} is revoked");
                 self.next.take_if(|next| next.at.partition == partition);
                 self.partitions.revoke(partition);
                 self.commit_at = Instant::now(); // others wait for it
@@ -198,7 +199,12 @@ impl<'a> Intake<'a> {
                     settled.iter().for_each(|run| self.source.done_elsewhere(partition, run.clone()));
                 }
             }
-            Event::Claims { partition, running, done } => self.partitions.set_claims(partition, &running, &done),
+            Event::Claims { partition, running, done } => {
+                if !running.is_empty() || !done.is_empty() {
+                    debug!("partition {partition}: others run {running:?}, and have run {done:?}");
+                }
+                self.partitions.set_claims(partition, &running, &done);
+            }
             Event::End => self.ended = true,
         }
     }

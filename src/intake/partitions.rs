@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
-use log::{debug, warn};
+use log::{debug, trace, warn};
 
 use crate::broker::{At, Commit, Record};
 use crate::ledger::runs::Runs;
@@ -225,7 +225,7 @@ impl Partition {
                     Some(claim) => *claim = Some(record), // runs elsewhere
                     None => return Some(record),
                 },
-                other => debug!("passed over {at}: {other:?}"),
+                other => trace!("passed over {at}: {other:?}"),
             }
         }
         None

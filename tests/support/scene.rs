@@ -139,7 +139,8 @@ impl Scene {
         let name = |(key, _): &KeyValue| String::from_utf8(key.clone()).unwrap();
         let without: Vec<String> = records.iter().map(name).filter(|name| !states.contains_key(name)).collect();
         let never: Vec<&String> = without.iter().filter(|name| !starts.contains_key(*name)).collect();
-        let failed: Vec<_> = states.iter().filter(|(_, states)| states.iter().any(|state| state != "success")).collect();
+        let failed: Vec<_> =
+            states.iter().filter(|(_, states)| states.iter().any(|state| state != "success")).collect();
         assert!(
             without.is_empty() && failed.is_empty(),
             "without a result: {without:?}, of them never started: {never:?}; not a success: {failed:?}\n{}",

@@ -81,6 +81,9 @@ pub struct Told {
     /// Records of its partitions whose command another member has run and reported.
     #[serde(default)]
     pub done: Vec<Run>,
+    /// Partitions that nobody has in this generation, because they are about to move: nobody is told of their records.
+    #[serde(default)]
+    pub unowned: Vec<i32>,
 }
 
 /// Assigns `partitions` partitions; `members` by member id.
@@ -94,12 +97,14 @@ pub fn assign(members: &BTreeMap<String, Subscription>, partitions: i32) -> BTre
             assigned.entry(member.clone()).or_default().partitions.insert(partition);
         }
     }
+    let owned: BTreeSet<i32> = assigned.values().flat_map(|assignment| assignment.partitions.iter().copied()).collect();
+    let unowned: Vec<i32> = (0..partitions).filter(|partition| !owned.contains(partition)).collect();
     for (id, assignment) in &mut assigned {
         let others = || members.iter().filter(|(other, _)| *other != id).map(|(_, subscription)| &subscription.said);
         let ours = |partition: i32| assignment.partitions.contains(&partition);
         let running = others().flat_map(|said| &said.away).filter(|at| ours(at.0)).copied().collect();
         let done = others().flat_map(|said| &said.done).filter(|run| ours(run.0)).copied().collect();
-        assignment.told = Told { members: members.len(), running, done };
+        assignment.told = Told { members: members.len(), running, done, unowned: unowned.clone() };
     }
     assigned
 }
@@ -263,6 +268,7 @@ mod tests {
     fn a_newcomer_gets_its_share_once_it_has_been_let_go() {
         let first = assign(&members(&[("a", member(&[0, 1, 2, 3])), ("b", member(&[]))]), 4);
         assert_eq!(partitions_of(&first), [("a", vec![0, 1]), ("b", vec![])].into());
+        assert_eq!(first["b"].told.unowned, [2, 3]);
         let then = assign(&members(&[("a", member(&[0, 1])), ("b", member(&[]))]), 4);
         assert_eq!(partitions_of(&then), [("a", vec![0, 1]), ("b", vec![2, 3])].into());
     }
@@ -301,7 +307,10 @@ mod tests {
         away.said.away = vec![(0, 7), (1, 8)];
         away.said.done = vec![(0, 5, 6)];
         let assigned = assign(&members(&[("a", away), ("b", member(&[0]))]), 2);
-        assert_eq!(assigned["b"].told, Told { members: 2, running: vec![(0, 7)], done: vec![(0, 5, 6)] });
+        assert_eq!(
+            assigned["b"].told,
+            Told { members: 2, running: vec![(0, 7)], done: vec![(0, 5, 6)], unowned: vec![] }
+        );
         assert_eq!(assigned["a"].partitions, [1].into());
         assert_eq!(assigned["a"].told.running, [], "its own it knows");
     }
@@ -311,8 +320,10 @@ mod tests {
         let mut subscription = member(&[3, 5]);
         subscription.said = Said { generation: 9, draining: true, away: vec![(1, 2)], done: vec![(3, 4, 9)] };
         assert_eq!(Subscription::decode(subscription.encode(), "t"), Some(subscription));
-        let assignment =
-            Assignment { partitions: [1, 2].into(), told: Told { members: 3, running: vec![(1, 9)], done: vec![] } };
+        let assignment = Assignment {
+            partitions: [1, 2].into(),
+            told: Told { members: 3, running: vec![(1, 9)], done: vec![], unowned: vec![4] },
+        };
         assert_eq!(Assignment::decode(assignment.encode("t"), "t"), Some(assignment));
         assert_eq!(Assignment::decode(Bytes::new(), "t"), Some(Assignment::default()));
     }

@@ -23,6 +23,8 @@ use crate::ledger::{self, runs::Runs};
 const METADATA_LIMIT: usize = 4096;
 /// How often, at most, a rejoin only tells what is done: until then the owner of the partition holds it open.
 const TELL_EVERY: Duration = Duration::from_secs(3);
+/// How long, when leaving, the owners of other partitions are waited for to commit what they were told.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often, at most, the cluster is asked again who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,6 +54,7 @@ pub struct WireSource {
     /// What of `done` the leader of a settled generation has passed on.
     told: BTreeMap<i32, Runs>,
     tell_at: Instant,
+    leaving_until: Option<Instant>,
     draining: bool,
     /// Partitions without a leader, if that was said.
     leaderless: Outage,
@@ -101,6 +104,7 @@ impl WireSource {
             telling: BTreeMap::new(),
             told: BTreeMap::new(),
             tell_at: now,
+            leaving_until: None,
             draining: false,
             leaderless: Outage::new("finding the leaders"),
         })
@@ -172,7 +176,9 @@ impl WireSource {
         match change {
             Some(Change::Lost(why)) => self.lose(&why, events),
             Some(Change::Assigned(assignment)) => {
+                // Of a partition that nobody has, nobody was told.
                 self.told = std::mem::take(&mut self.telling);
+                self.told.retain(|partition, _| !assignment.told.unowned.contains(partition));
                 self.assigned = Some(assignment);
             }
             None => {}
@@ -405,6 +411,16 @@ impl Source for WireSource {
         }
         if self.assigned.is_some() {
             return Ok(false); // it may concern us, and then be committed
+        }
+        // And to have committed it: if one of them dies before, who else could tell the next owner?
+        let now = Instant::now();
+        let until = *self.leaving_until.get_or_insert(now + LEAVE_PATIENCE);
+        if !self.done.is_empty() && now < until {
+            if now >= self.tell_at {
+                self.tell_at = now + REFRESH_PAUSE;
+                self.forget_what_is_settled();
+            }
+            return Ok(false);
         }
         self.group.leave(&mut self.cluster).map(|()| true)
     }
