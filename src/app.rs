@@ -16,7 +16,7 @@ use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
 use crate::broker::outage::Outage;
 use crate::broker::wire::{dial::Dialer, sink::WireSink, source::WireSource};
-use crate::broker::{Pair, Sink, Source};
+use crate::broker::{self, Pair, Sink, Source};
 use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
 use crate::exec::Runner;
@@ -93,13 +93,17 @@ fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<Pa
 
 /// Connects with the client that suits the brokers.
 fn open(kafka: &config::Kafka) -> Result<Pair> {
-    match kafka.client {
-        Client::Kafka => Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?))),
-        Client::Auto => {
-            let dialer = Arc::new(Dialer::new(kafka)?);
-            Ok((Box::new(WireSource::connect(kafka, dialer.clone())?), Box::new(WireSink::connect(kafka, dialer)?)))
-        }
+    let crate_client = match kafka.client {
+        Client::Kafka => true,
+        Client::Wire => false,
+        Client::Auto => kafka.settings.protocol() == "PLAINTEXT" && broker::are_too_old(&kafka.brokers),
+    };
+    if crate_client {
+        return Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?)));
     }
+    let dialer = Arc::new(Dialer::new(kafka)?);
+    let sink = WireSink::connect(kafka, dialer.clone())?;
+    Ok((Box::new(WireSource::connect(kafka, dialer)?), Box::new(sink)))
 }
 
 /// The threads that end with a result; to be joined in the direction of the flow.

@@ -33,6 +33,12 @@ pub fn take_no_signals() {
     }
 }
 
+/// Keeps a descriptor that we were started with from the children that are started from now on.
+pub fn close_on_exec(descriptor: i32) {
+    // SAFETY: touches no memory; of a descriptor that is not open it only says so.
+    unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
 /// Lets the kernel give us the orphans of our commands, so that they can be found and stopped (PR_SET_CHILD_SUBREAPER).
 pub fn become_subreaper() {
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {

@@ -181,3 +181,11 @@ pub trait Sink: Send {
 
 /// Both ends of one place.
 pub type Pair = (Box<dyn Source>, Box<dyn Sink>);
+
+/// Whether the first broker that answers is one from before 0.11, which our own client does not talk to. If none
+/// answers: no.
+pub fn are_too_old(brokers: &[String]) -> bool {
+    let served = brokers.iter().find_map(|broker| probe::probe(broker).ok());
+    let newest = served.map(|served| served.and_then(|served| served.range(probe::FETCH)).map_or(0, |(_, newest)| newest));
+    newest.is_some_and(|newest| newest < wire::OLDEST_FETCH)
+}

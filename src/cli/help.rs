@@ -37,6 +37,18 @@ Settings
   [core] parallelism (it sets --threads); [AirKafka_worker] logging_level (DEBUG, INFO, WARN, ERROR
   or CRITICAL; in the environment AIRKAFKA_LOGGING_LEVEL).
 
+Kafka properties (--kafka-config and -X)
+  security.protocol=PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
+  TLS, all of it PEM: ssl.ca.location (default: the system's certificates), ssl.certificate.location,
+    ssl.key.location, ssl.key.password; Java's ssl.truststore.* and ssl.keystore.* with .type=PEM
+  SASL: sasl.mechanism=PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER; sasl.username and
+    sasl.password, or sasl.jaas.config; for OAUTHBEARER airkafka.token.file=PATH, or
+    airkafka.token.command=PROGRAM ARG...: read, or run, again whenever a token is needed
+  Tuning: client.id, session.timeout.ms, heartbeat.interval.ms, request.timeout.ms, fetch.max.bytes,
+    max.partition.fetch.bytes, fetch.max.wait.ms, isolation.level, compression.type and others
+  ${env:NAME}, ${file:PATH} and ${fd:N} in a value stand for a variable, a file's content and what can
+  be read from descriptor N. A secret is never an argument: -X takes it as such a reference only.
+
 Signals
   The first TERM or INT drains: take no more commands, finish those that run, report them, exit. The
   second stops them (they run again elsewhere), the third exits at once.
@@ -54,6 +66,7 @@ Examples
   airkafka-worker --brokers localhost:9092 --threads 8
   airkafka-worker --config ~/airflow/airflow.cfg --timeout 2h --output-dir /var/log/airkafka
   AIRKAFKA_BROKERS=kafka1,kafka2:9093 airkafka-worker --result-format json -v
+  airkafka-worker --brokers kafka1:9094 --kafka-config client.properties -X client.id=worker-7
   echo '{\"key\":\"k\",\"command\":[\"echo\",\"hello\"]}' | airkafka-worker --input -
 ";
 

@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use argh::FromArgs;
 
 pub use help::{help, version};
-use options::OPTIONS;
+use options::{OPTIONS, Opt};
 use words::{near_miss, shown};
 
 /// Name of the program, in messages.
@@ -49,6 +49,15 @@ pub struct Args {
     /// value of `--connect-timeout`
     #[argh(option)]
     pub connect_timeout: Option<String>,
+    /// value of `--instance-id`
+    #[argh(option)]
+    pub instance_id: Option<String>,
+    /// value of `--kafka-config`
+    #[argh(option)]
+    pub kafka_config: Option<String>,
+    /// values of `--property`
+    #[argh(option, short = 'X', long = "property")]
+    pub properties: Vec<String>,
     /// value of `--threads`
     #[argh(option)]
     pub threads: Option<String>,
@@ -97,7 +106,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What was typed for the option of that long name; `None` for a switch too.
+    /// What was typed for the option of that long name; `None` for a switch too, and for one that repeats.
     pub fn value(&self, name: &str) -> Option<&str> {
         let field = match name {
             "brokers" => &self.brokers,
@@ -108,6 +117,8 @@ impl Args {
             "from" => &self.from,
             "client" => &self.client,
             "connect-timeout" => &self.connect_timeout,
+            "instance-id" => &self.instance_id,
+            "kafka-config" => &self.kafka_config,
             "threads" => &self.threads,
             "timeout" => &self.timeout,
             "grace" => &self.grace,
@@ -203,14 +214,25 @@ fn normalise(words: &[OsString]) -> Result<Option<Vec<String>>, String> {
                 Some(value) => value,
                 None => following(&flag, opt.value.unwrap_or_default(), rest.next())?,
             };
-            if let Some(before) = given.insert(opt.name, value.to_string()) {
+            let before = given.insert(opt.name, value.to_string());
+            if let Some(before) = before.filter(|_| !opt.repeats()) {
                 return Err(format!("{flag} is given twice ({} and {}); give it once", shown(&before), shown(value)));
             }
             plain.extend([flag, value.to_string()]);
         } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
-            for letter in letters.chars() {
+            for (index, letter) in letters.char_indices() {
                 match OPTIONS.iter().find(|opt| opt.short == Some(letter)) {
                     Some(opt) if opt.name == "help" => return Ok(None),
+                    // The rest of the word is its value, or else the next word.
+                    Some(opt @ Opt { value: Some(what), .. }) => {
+                        let attached = &letters[index + letter.len_utf8()..];
+                        let value = match attached {
+                            "" => following(&opt.flag(), what, rest.next())?,
+                            attached => attached,
+                        };
+                        plain.extend([format!("-{letter}"), value.to_string()]);
+                        break;
+                    }
                     Some(opt) => plain.push(opt.flag()),
                     None => return Err(unknown(letters, "-")),
                 }

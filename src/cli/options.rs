@@ -19,7 +19,7 @@ pub struct Opt {
     /// What holds when it is not given.
     pub fallback: Fallback,
     /// Its name in the environment (with a prefix, in capitals) and in our section of airflow.cfg; `None`: it can only
-    /// be typed.
+    /// be typed. An option with a value and without such a name may be typed more than once.
     pub setting: Option<&'static str>,
     /// Section and key under which Airflow or AirKafka already have it.
     pub airflow: Option<(&'static str, &'static str)>,
@@ -44,6 +44,11 @@ impl Opt {
     /// As it is typed: `--results-topic`.
     pub fn flag(&self) -> String {
         format!("--{}", self.name)
+    }
+
+    /// Whether it may be given more than once.
+    pub fn repeats(&self) -> bool {
+        self.value.is_some() && self.setting.is_none()
     }
 
     /// Its environment variable: `AIRKAFKA_RESULTS_TOPIC`.
@@ -138,12 +143,13 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         name: "client",
         short: None,
-        value: Some("auto|kafka"),
+        value: Some("auto|wire|kafka"),
         fallback: Fallback::Value("auto"),
         setting: Some("client"),
         airflow: None,
         heading: KAFKA,
-        help: "how to talk to the brokers: the best way they understand, or the kafka crate (one worker per topic)",
+        help: "how to talk to the brokers: auto, the best way they understand; wire, as a member of the group (Kafka \
+               0.11 or newer); or the kafka crate (older ones: one worker per topic, plaintext only)",
     },
     Opt {
         name: "connect-timeout",
@@ -154,6 +160,37 @@ pub const OPTIONS: &[Opt] = &[
         airflow: None,
         heading: KAFKA,
         help: "how long to look for the brokers and the topic at start before giving up",
+    },
+    Opt {
+        name: "instance-id",
+        short: None,
+        value: Some("ID"),
+        fallback: Fallback::Value("none"),
+        setting: Some("instance_id"),
+        airflow: None,
+        heading: KAFKA,
+        help: "static member of the group: restarted within the session timeout, the worker with this ID keeps its \
+               partitions; each worker needs its own",
+    },
+    Opt {
+        name: "kafka-config",
+        short: None,
+        value: Some("FILE"),
+        fallback: Fallback::Value("none"),
+        setting: Some("kafka_config"),
+        airflow: None,
+        heading: KAFKA,
+        help: "properties of a Kafka client, as those in Java and librdkafka read them: TLS, SASL, tuning (see below)",
+    },
+    Opt {
+        name: "property",
+        short: Some('X'),
+        value: Some("KEY=VALUE"),
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: KAFKA,
+        help: "one such property; goes before the file; may be given several times",
     },
     Opt {
         name: "threads",
@@ -339,11 +376,12 @@ mod tests {
 
     #[test]
     fn the_setting_is_the_name_with_underscores() {
-        for opt in OPTIONS.iter().filter(|opt| opt.value.is_some()) {
+        for opt in OPTIONS.iter().filter(|opt| opt.value.is_some() && !opt.repeats()) {
             assert_eq!(opt.setting, Some(opt.name.replace('-', "_").as_str()));
         }
         assert_eq!(find("results-topic").unwrap().variable().unwrap(), "AIRKAFKA_RESULTS_TOPIC");
         assert_eq!(airflow_variable(WORKER_SECTION, "logging_level"), "AIRFLOW__AIRKAFKA_WORKER__LOGGING_LEVEL");
         assert_eq!(find("config").unwrap().file_keys().count(), 0);
+        assert_eq!(OPTIONS.iter().filter(|opt| opt.repeats()).map(|opt| opt.name).collect::<Vec<_>>(), ["property"]);
     }
 }

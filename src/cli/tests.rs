@@ -38,6 +38,7 @@ fn every_row_of_the_table_parses() {
                 ("help", _) => assert_eq!(parse_words(&[&spelling]), Parsed::Print(help())),
                 ("version", _) => assert_eq!(parse_words(&[&spelling]), Parsed::Print(version())),
                 (_, None) => assert_ne!(args(&[&spelling]), Args::default(), "{spelling}"),
+                ("property", _) => assert_eq!(args(&[&spelling, "a value"]).properties, ["a value"]),
                 (name, Some(_)) => {
                     let args = args(&[&spelling, "a value"]);
                     for other in OPTIONS {
@@ -75,6 +76,16 @@ fn a_value_may_look_like_anything() {
     assert_eq!(args(&["--group=--help"]).group.as_deref(), Some("--help"));
     assert_eq!(args(&["--group="]).group.as_deref(), Some(""));
     assert_eq!(args(&["--group", ""]).group.as_deref(), Some(""));
+}
+
+#[test]
+fn a_property_may_be_attached_and_repeated() {
+    let words = ["-X", "a=1", "-Xb=2", "--property", "c=3", "--property=d=4", "-vXe=5", "-X", "f=-X"];
+    let args = args(&words);
+    assert_eq!(args.properties, ["a=1", "b=2", "c=3", "d=4", "e=5", "f=-X"]);
+    assert_eq!(args.verbose, 1);
+    assert_eq!(usage(&["-X"]), "--property needs a value: --property KEY=VALUE");
+    assert!(usage(&["-X", "--threads", "4"]).starts_with("--property needs a value, but --threads follows"));
 }
 
 #[test]
@@ -125,7 +136,7 @@ fn usage_errors_say_what_to_do() {
 
 #[test]
 fn every_option_given_twice_is_named() {
-    for opt in OPTIONS.iter().filter(|opt| opt.value.is_some()) {
+    for opt in OPTIONS.iter().filter(|opt| opt.value.is_some() && !opt.repeats()) {
         assert!(usage(&[&opt.flag(), "a", &opt.flag(), "a"]).starts_with(&format!("{} is given twice", opt.flag())));
     }
 }

@@ -3,6 +3,7 @@
 //! What leaves here is typed and checked; nothing behind it looks at a flag or a variable again. Reads the file that
 //! `--config` names and looks whether programs and directories are there; opens no socket, starts no thread or child.
 
+pub mod client;
 mod file;
 mod lookup;
 mod mistakes;
@@ -71,6 +72,10 @@ pub struct Kafka {
     pub client: Client,
     /// How long to look for the brokers at start.
     pub connect_timeout: Duration,
+    /// Name under which the worker is a static member of the group.
+    pub instance_id: Option<String>,
+    /// How to connect and what to ask for.
+    pub settings: client::Settings,
 }
 
 /// Where a group without a committed offset starts.
@@ -87,6 +92,8 @@ pub enum StartFrom {
 pub enum Client {
     /// The best one that the brokers understand.
     Auto,
+    /// Our own (`broker::wire`): Kafka 0.11 or newer.
+    Wire,
     /// The `kafka` crate.
     Kafka,
 }
@@ -137,7 +144,7 @@ impl Config {
 /// Looks at every setting, so that every mistake is noted, before it gives up on any.
 fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let path = env.get("PATH");
-    let origin = origin(look, args);
+    let origin = origin(look, args, env);
     let threads = look.optional("threads", units::threads);
     let timeout = look.value("timeout", units::or_no_limit(units::positive_duration));
     let grace = look.value("grace", units::duration);
@@ -169,12 +176,26 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     })
 }
 
+/// Options that have no effect with `--input`.
+const OF_KAFKA: [&str; 10] = [
+    "topic",
+    "results-topic",
+    "dead-letter-topic",
+    "group",
+    "from",
+    "client",
+    "connect-timeout",
+    "instance-id",
+    "kafka-config",
+    "property",
+];
+
 /// Kafka or a file. Who types `--input -` means it, whatever brokers the environment names; only two that are given in
 /// the same place contradict each other.
-fn origin(look: &mut Lookup, args: &Args) -> Checked<Origin> {
+fn origin(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Origin> {
     let input = look.optional("input", paths::input);
     let brokers = look.optional("brokers", units::brokers);
-    let kafka = kafka(look);
+    let kafka = kafka(look, args, env);
     let (input, brokers) = (input?, brokers?);
     let rank = |name| look.sources.get(name).map(Source::rank);
     let (input_rank, brokers_rank) = (rank("input"), rank("brokers"));
@@ -186,10 +207,9 @@ fn origin(look: &mut Lookup, args: &Args) -> Checked<Origin> {
         }
         (Some(input), brokers) if brokers.is_none() || input_rank > brokers_rank => {
             look.sources.remove("brokers");
-            for name in ["topic", "results-topic", "dead-letter-topic", "group", "from", "client", "connect-timeout"] {
-                if args.value(name).is_some() {
-                    look.remarks.push(format!("--{name} has no effect with --input"));
-                }
+            let typed = |name| if name == "property" { !args.properties.is_empty() } else { args.value(name).is_some() };
+            for name in OF_KAFKA.into_iter().filter(|name| typed(name)) {
+                look.remarks.push(format!("--{name} has no effect with --input"));
             }
             Some(Origin::Input(input))
         }
@@ -214,7 +234,7 @@ fn origin(look: &mut Lookup, args: &Args) -> Checked<Origin> {
 }
 
 /// Everything about Kafka but the brokers.
-fn kafka(look: &mut Lookup) -> Checked<Kafka> {
+fn kafka(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Kafka> {
     let topic = look.value("topic", units::topic);
     let results_topic = look.value("results-topic", units::topic);
     let dead_letter_topic = look.value("dead-letter-topic", units::or_none(units::topic));
@@ -222,6 +242,18 @@ fn kafka(look: &mut Lookup) -> Checked<Kafka> {
     let from = look.value("from", units::start_from);
     let client = look.value("client", units::client);
     let connect_timeout = look.value("connect-timeout", units::positive_duration);
+    let instance_id = look.value("instance-id", units::or_none(units::instance_id));
+    let settings = client::settings(look, args, env);
+    let (client, (settings, property)) = (client?, settings?);
+    if client == Client::Kafka && settings.protocol() != "PLAINTEXT" {
+        let source = look.sources.get("client").cloned().unwrap_or_else(|| Source::Flag("--client".into()));
+        let text = format!(
+            "{source}: the kafka crate speaks plaintext only, not security.protocol={}; leave out --client kafka",
+            settings.protocol()
+        );
+        look.mistake(&source, text);
+        return None;
+    }
     Some(Kafka {
         brokers: Vec::new(),
         topic: topic?,
@@ -229,8 +261,10 @@ fn kafka(look: &mut Lookup) -> Checked<Kafka> {
         dead_letter_topic: dead_letter_topic?,
         group: group?,
         from: from?,
-        client: client?,
+        client,
         connect_timeout: connect_timeout?,
+        instance_id: instance_id?.or(property),
+        settings,
     })
 }
 

@@ -41,10 +41,22 @@ impl Config {
                 line.add("from", from);
                 let client = match kafka.client {
                     Client::Auto => "auto",
+                    Client::Wire => "wire",
                     Client::Kafka => "kafka",
                 };
                 line.add("client", client);
                 line.add("connect-timeout", show_duration(kafka.connect_timeout));
+                line.add("instance-id", kafka.instance_id.as_deref().unwrap_or("none"));
+                let settings = &kafka.settings;
+                // The file itself says little; what was taken from it follows.
+                if self.sources.of("kafka-config").is_some() {
+                    line.add("kafka-config", "read");
+                }
+                let mechanism = settings.sasl.as_ref().map_or(String::new(), |sasl| format!("/{}", sasl.mechanism()));
+                line.add("security", format!("{}{mechanism}", settings.protocol()));
+                for given in &settings.given {
+                    line.text += &format!(" {given}");
+                }
             }
         }
         let exec = &self.exec;

@@ -105,12 +105,12 @@ fn an_empty_value_counts_as_not_set() {
 fn sample(name: &str, root: &str) -> String {
     match name {
         "brokers" => "b".into(),
-        "topic" | "results-topic" | "dead-letter-topic" | "group" => format!("my-{name}"),
+        "topic" | "results-topic" | "dead-letter-topic" | "group" | "instance-id" => format!("my-{name}"),
         "from" => "latest".into(),
         "client" => "kafka".into(),
         "threads" => "7".into(),
         "connect-timeout" | "timeout" | "grace" | "drain-timeout" => "77s".into(),
-        "shell" | "airflow" => format!("{root}/tool"),
+        "shell" | "airflow" | "kafka-config" => format!("{root}/tool"),
         "output-dir" => root.into(),
         "output-limit" | "tail-bytes" => "7KiB".into(),
         "result-format" => "json".into(),
@@ -345,7 +345,7 @@ fn the_summary_is_one_line_with_sources() {
         config.summary().replace(&path, "airflow.cfg"),
         "brokers=a:9092,b:1 (from --brokers) topic=AirflowKafkaTopic results-topic=AirflowKafkaResultsTopic \
          dead-letter-topic=none group=\"my group\" (from airflow.cfg: [kafka] group_id) from=earliest client=auto \
-         connect-timeout=30s threads=8 (from AIRFLOW__CORE__PARALLELISM) timeout=24h grace=10s drain-timeout=1m30s \
+         connect-timeout=30s instance-id=none security=PLAINTEXT threads=8 (from AIRFLOW__CORE__PARALLELISM) timeout=24h grace=10s drain-timeout=1m30s \
          (from --drain-timeout) shell=none airflow=none output-dir=none output-limit=10GiB tail-bytes=2KiB \
          result-format=state log=info"
     );

@@ -212,8 +212,13 @@ pub(super) fn group(text: &str) -> Parsed<String> {
     Ok(text.to_string())
 }
 
+/// A name for a static member of a group; Kafka takes what it takes as a topic.
+pub(super) fn instance_id(text: &str) -> Parsed<String> {
+    topic(text).map_err(|why| why.replace("name of a topic", "id of a member"))
+}
+
 /// One of a few words.
-fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
+pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
     let names = || words.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     words
         .iter()
@@ -223,7 +228,7 @@ fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
 }
 
 const FROM: &[(&str, StartFrom)] = &[("earliest", StartFrom::Earliest), ("latest", StartFrom::Latest)];
-const CLIENT: &[(&str, Client)] = &[("auto", Client::Auto), ("kafka", Client::Kafka)];
+const CLIENT: &[(&str, Client)] = &[("auto", Client::Auto), ("wire", Client::Wire), ("kafka", Client::Kafka)];
 const FORMAT: &[(&str, ResultFormat)] = &[("state", ResultFormat::State), ("json", ResultFormat::Json)];
 /// Python's names beside ours. There is nothing above ERROR here, so CRITICAL means that.
 const LEVEL: &[(&str, LevelFilter)] = &[
@@ -420,7 +425,7 @@ mod tests {
         assert_eq!(start_from("Latest"), Ok(StartFrom::Latest));
         assert_eq!(client("kafka"), Ok(Client::Kafka));
         assert_eq!(result_format("json"), Ok(ResultFormat::Json));
-        assert_eq!(client("rdkafka"), Err("is not known; give one of: auto, kafka".into()));
+        assert_eq!(client("rdkafka"), Err("is not known; give one of: auto, wire, kafka".into()));
         for (text, expected) in [
             ("DEBUG", LevelFilter::Debug),
             ("INFO", LevelFilter::Info),

@@ -3,7 +3,7 @@
 //! Wire names live only here. Anything a record can hold is answered: bytes that are no command are an [`Invalid`] with
 //! the reason, never a panic.
 
-mod words;
+pub mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

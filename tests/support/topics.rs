@@ -23,7 +23,7 @@ impl Client {
     pub fn args(self) -> &'static [&'static str] {
         match self {
             // A short session, so that a worker that was killed is missed soon.
-            Client::Own => &[],
+            Client::Own => &["-X", "session.timeout.ms=6000"],
             Client::Crate => &["--client", "kafka"],
         }
     }

@@ -14,28 +14,5 @@ pub mod sink;
 pub mod source;
 pub mod stream;
 
-/// temporary
-pub struct Settings {
-    pub request_timeout: std::time::Duration,
-    pub session_timeout: std::time::Duration,
-    pub heartbeat_interval: std::time::Duration,
-    pub max_partition_fetch_bytes: i32,
-    pub fetch_max_bytes: i32,
-    pub read_committed: bool,
-    pub metadata_max_age: std::time::Duration,
-}
-impl Default for Settings {
-    fn default() -> Self {
-        use std::time::Duration;
-        let session: u64 = std::env::var("TMP_SESSION").ok().and_then(|s| s.parse().ok()).unwrap_or(30000);
-        Settings {
-            request_timeout: Duration::from_secs(30),
-            session_timeout: Duration::from_millis(session),
-            heartbeat_interval: Duration::from_millis(session / 10),
-            max_partition_fetch_bytes: 1 << 20,
-            fetch_max_bytes: 8 << 20,
-            read_committed: true,
-            metadata_max_age: Duration::from_secs(300),
-        }
-    }
-}
+/// The oldest version of Fetch that is used here: that of Kafka 0.11, with record batches.
+pub const OLDEST_FETCH: i16 = 4;

@@ -53,13 +53,13 @@ pub struct WireSink {
 impl WireSink {
     /// Connects and finds the topics.
     pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSink> {
-        let settings = super::Settings::default();
+        let settings = &config.settings;
         let cluster =
             Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(Duration::from_secs(10)));
         let mut sink = WireSink {
             results_topic: config.results_topic.clone(),
             dead_letter_topic: config.dead_letter_topic.clone(),
-            compression: Compression::None,
+            compression: compression(settings.compression),
             patience: settings.request_timeout,
             cluster,
             connections: BTreeMap::new(),
@@ -302,5 +302,15 @@ impl Sink for WireSink {
             }
         }
         Ok(())
+    }
+}
+
+fn compression(setting: config::client::Compression) -> Compression {
+    match setting {
+        config::client::Compression::None => Compression::None,
+        config::client::Compression::Gzip => Compression::Gzip,
+        config::client::Compression::Snappy => Compression::Snappy,
+        config::client::Compression::Lz4 => Compression::Lz4,
+        config::client::Compression::Zstd => Compression::Zstd,
     }
 }

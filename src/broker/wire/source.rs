@@ -15,6 +15,7 @@ use super::fetch::{self, Came, Fetchers};
 use super::group::{self, Change, Group};
 use crate::broker::outage::Outage;
 use crate::broker::{Commit, Demand, Event, Position, Record, Source};
+use crate::config::client::Isolation;
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{self, runs::Runs};
@@ -63,7 +64,7 @@ pub struct WireSource {
 impl WireSource {
     /// Connects, finds the topic, and begins to join the group.
     pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSource> {
-        let settings = super::Settings::default();
+        let settings = &config.settings;
         let mut cluster = Cluster::new(
             dialer,
             config.brokers.clone(),
@@ -73,16 +74,16 @@ impl WireSource {
         let group = Group::new(group::Settings {
             group: config.group.clone(),
             topic: config.topic.clone(),
-            instance_id: None,
+            instance_id: config.instance_id.clone(),
             session_timeout: settings.session_timeout,
             heartbeat_interval: settings.heartbeat_interval,
             patience: settings.request_timeout.min(settings.session_timeout / 3),
         });
         let fetchers = Fetchers::new(fetch::Settings {
             topic: config.topic.clone(),
-            partition_bytes: settings.max_partition_fetch_bytes,
+            partition_bytes: settings.partition_fetch_bytes,
             broker_bytes: settings.fetch_max_bytes,
-            read_committed: settings.read_committed,
+            read_committed: settings.isolation == Isolation::ReadCommitted,
             patience: settings.request_timeout,
         });
         let now = Instant::now();
