@@ -16,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::guard::Guarded;
 use super::stream::Stream;
-use crate::broker::CLIENT_ID;
 use crate::error::{Error, Kind, Result, os_text};
 
 /// The largest response that is believed: far above what we ask for, far below what would hurt.
@@ -32,6 +31,11 @@ pub struct Connection {
     stream: Stream,
     /// How the broker is named in messages: its address, and its id if known.
     peer: String,
+    client_id: StrBytes,
+    /// When its authentication is about to run out.
+    usable_until: Option<Instant>,
+    /// Whether what has come is not Kafka's protocol.
+    foreign: bool,
     versions: BTreeMap<i16, VersionRange>,
     next_id: i32,
     /// Requests whose response has not come, in the order they were sent, which is that of the responses.
@@ -53,10 +57,13 @@ struct Awaited {
 
 impl Connection {
     /// Takes over a stream that has no request under way.
-    pub fn new(stream: Stream, peer: String) -> Connection {
+    pub fn new(stream: Stream, peer: String, client_id: StrBytes) -> Connection {
         Connection {
             stream,
             peer,
+            client_id,
+            usable_until: None,
+            foreign: false,
             versions: BTreeMap::new(),
             next_id: 1,
             awaited: VecDeque::new(),
@@ -121,7 +128,7 @@ impl Connection {
             .with_request_api_key(api)
             .with_request_api_version(version)
             .with_correlation_id(id)
-            .with_client_id(Some(StrBytes::from_static_str(CLIENT_ID)));
+            .with_client_id(Some(self.client_id.clone()));
         let mut frame = BytesMut::from(&[0; 4][..]);
         header.encode(&mut frame, request_header).map_err(|e| self.failed(format!("request header: {e}")))?;
         frame.extend_from_slice(body);
@@ -137,9 +144,21 @@ impl Connection {
         self.awaited.len()
     }
 
-    /// Whether it was in use lately; one that was not may be closed on the other side.
+    /// Whether it can be used for another request: it was in use lately (or may be closed on the other side), and what it
+    /// has authenticated with still holds.
     pub fn is_fresh(&self) -> bool {
-        !self.awaited.is_empty() || self.heard.elapsed() < STALE_AFTER
+        let holds = self.usable_until.is_none_or(|until| Instant::now() < until);
+        !self.awaited.is_empty() || (holds && self.heard.elapsed() < STALE_AFTER)
+    }
+
+    /// From `until` on another connection is to be used: the broker ends the session of this one soon after (KIP-368).
+    pub fn use_until(&mut self, until: Instant) {
+        self.usable_until = Some(until);
+    }
+
+    /// Whether the other side has sent what is not Kafka's protocol.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// When it was heard of last: opened, or a part of a response.
@@ -167,7 +186,7 @@ impl Connection {
 
     /// The next response as API key and version of its request, and its body. Does not wait.
     pub fn receive_raw(&mut self) -> Result<Option<((i16, i16), Bytes)>> {
-        let Some(mut frame) = self.read_frame()? else { return Ok(None) };
+        let Some(mut frame) = self.read_frame(4)? else { return Ok(None) };
         let Some(awaited) = self.awaited.pop_front() else {
             return Err(self.failed("it sent something nobody asked for".into()));
         };
@@ -199,6 +218,21 @@ impl Connection {
         }
     }
 
+    /// Sends bytes behind their length and waits for bytes behind theirs: how SASL was spoken before 1.0.
+    pub fn call_bare(&mut self, message: &[u8], deadline: Instant) -> Result<Bytes> {
+        let length = i32::try_from(message.len()).map_err(|_| self.failed("a message larger than 2 GiB".into()))?;
+        self.write(&[&length.to_be_bytes()[..], message].concat(), deadline)?;
+        loop {
+            if let Some(answer) = self.read_frame(0)? {
+                return Ok(answer);
+            }
+            if Instant::now() >= deadline {
+                return Err(self.failed("no answer in time".into()));
+            }
+            wait_readable(&[&*self], deadline);
+        }
+    }
+
     /// An error on this connection: the broker is away, or does not talk as it should.
     pub fn failed(&self, why: String) -> Error {
         Error::new(Kind::Unavailable, format!("broker {}: {why}", self.peer))
@@ -212,7 +246,8 @@ impl Connection {
         loop {
             let done = if bytes.is_empty() { self.stream.flush().map(|()| 0) } else { self.stream.write(bytes) };
             match done {
-                Ok(0) if bytes.is_empty() => return Ok(()),
+                Ok(0) if bytes.is_empty() && !self.stream.wants_write() => return Ok(()),
+                Ok(0) if bytes.is_empty() => {}
                 Ok(0) => return Err(self.failed("closed the connection".into())),
                 Ok(written) => bytes = &bytes[written..],
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -227,10 +262,10 @@ impl Connection {
         }
     }
 
-    /// The next frame, if it is all there.
-    fn read_frame(&mut self) -> Result<Option<Bytes>> {
+    /// The next frame, of at least `shortest` bytes, if it is all there.
+    fn read_frame(&mut self, shortest: usize) -> Result<Option<Bytes>> {
         loop {
-            if let Some(length) = self.frame_length()? {
+            if let Some(length) = self.frame_length(shortest)? {
                 if self.inbox.len() >= 4 + length {
                     self.inbox.advance(4);
                     return Ok(Some(self.inbox.split_to(length).freeze()));
@@ -252,16 +287,17 @@ impl Connection {
         }
     }
 
-    fn frame_length(&self) -> Result<Option<usize>> {
-        let Some(size) = self.inbox.first_chunk::<4>() else { return Ok(None) };
-        match usize::try_from(i32::from_be_bytes(*size)) {
-            Ok(length) if (4..=LARGEST_FRAME).contains(&length) => Ok(Some(length)),
-            _ => Err(self.foreign(*size)),
+    fn frame_length(&mut self, shortest: usize) -> Result<Option<usize>> {
+        let Some(&size) = self.inbox.first_chunk::<4>() else { return Ok(None) };
+        match usize::try_from(i32::from_be_bytes(size)) {
+            Ok(length) if (shortest..=LARGEST_FRAME).contains(&length) => Ok(Some(length)),
+            _ => Err(self.foreign(size)),
         }
     }
 
     /// The first bytes are no length of a response.
-    fn foreign(&self, bytes: [u8; 4]) -> Error {
+    fn foreign(&mut self, bytes: [u8; 4]) -> Error {
+        self.foreign = true;
         match bytes {
             [b'H', b'T', b'T', b'P'] => {
                 self.failed("speaks HTTP, not Kafka".into()).hint("is this the port of a broker?")
@@ -290,6 +326,11 @@ pub fn wait_readable(connections: &[&Connection], deadline: Instant) {
     let fds: Vec<BorrowedFd<'_>> = connections.iter().map(|connection| connection.as_fd()).collect();
     let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     wait(&mut polled, deadline);
+}
+
+/// Waits until a socket can be read from or, if `write`, written to, or until `deadline`.
+pub fn wait_for(socket: BorrowedFd<'_>, write: bool, deadline: Instant) {
+    wait(&mut [PollFd::new(&socket, if write { PollFlags::OUT } else { PollFlags::IN })], deadline);
 }
 
 fn wait(fds: &mut [PollFd<'_>], deadline: Instant) {

@@ -206,7 +206,7 @@ impl Group {
     ) -> Result<Option<Change>> {
         cluster.refresh(&[&self.settings.topic])?;
         self.partitions = i32::try_from(cluster.partition_count(&self.settings.topic)).unwrap_or(i32::MAX);
-        let mut conn = match conn {
+        let mut conn = match conn.filter(Connection::is_fresh) {
             Some(conn) => conn,
             None => self.connect(cluster)?,
         };
@@ -344,8 +344,8 @@ impl Group {
     /// The error code that the coordinator answers with, if it does.
     fn beat_over(&mut self, stable: &mut Stable, cluster: &mut Cluster) -> Result<Option<ResponseError>> {
         let conn = match &mut stable.conn {
-            Some(conn) => conn,
-            None => stable.conn.insert(self.connect(cluster)?),
+            Some(conn) if conn.is_fresh() => conn,
+            _ => stable.conn.insert(self.connect(cluster)?),
         };
         if let Some(sent) = stable.asked
             && let Some(response) = conn.receive::<HeartbeatRequest>()?

@@ -10,9 +10,12 @@ pub mod group;
 pub mod guard;
 pub mod producer;
 pub mod records;
+pub mod sasl;
+pub mod scram;
 pub mod sink;
 pub mod source;
 pub mod stream;
+pub mod tls;
 
 /// The oldest version of Fetch that is used here: that of Kafka 0.11, with record batches.
 pub const OLDEST_FETCH: i16 = 4;
