@@ -186,6 +186,7 @@ pub type Pair = (Box<dyn Source>, Box<dyn Sink>);
 /// answers: no.
 pub fn are_too_old(brokers: &[String]) -> bool {
     let served = brokers.iter().find_map(|broker| probe::probe(broker).ok());
-    let newest = served.map(|served| served.and_then(|served| served.range(probe::FETCH)).map_or(0, |(_, newest)| newest));
+    let newest =
+        served.map(|served| served.and_then(|served| served.range(probe::FETCH)).map_or(0, |(_, newest)| newest));
     newest.is_some_and(|newest| newest < wire::OLDEST_FETCH)
 }

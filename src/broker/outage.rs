@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// The first pause; it doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: what has come back is found again within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long what happens in the ordinary course of things (a coordinator that starts, a rebalance) may last unsaid.
+const OF_COURSE: Duration = Duration::from_secs(3);
 
 /// An ongoing or past trouble with one activity.
 #[derive(Debug)]
@@ -28,11 +31,12 @@ impl Outage {
         Outage { activity, since: None, failures: 0, told: String::new() }
     }
 
-    /// It failed at `now`. Logged if this is news. Returns how long to wait before the next try.
+    /// It failed at `now`. Logged if this is news, and no matter of course. Returns how long to wait before the next try.
     pub fn failed(&mut self, error: &Error, now: Instant) -> Duration {
-        self.since.get_or_insert(now);
+        let since = *self.since.get_or_insert(now);
         let told = error.to_string();
-        if told != self.told {
+        let of_course = error.kind() == Kind::Later && now.duration_since(since) < OF_COURSE;
+        if told != self.told && !of_course {
             warn!("{} fails: {told}; trying again", self.activity);
             self.told = told;
         }
@@ -43,10 +47,11 @@ impl Outage {
 
     /// It went well at `now`. Logged if it had failed before.
     pub fn over(&mut self, now: Instant) {
-        if let Some(since) = self.since.take() {
-            warn!("{} works again after {:.1} s", self.activity, now.duration_since(since).as_secs_f64());
-            self.failures = 0;
+        let Some(since) = self.since.take() else { return };
+        self.failures = 0;
+        if !self.told.is_empty() {
             self.told.clear();
+            warn!("{} works again after {:.1} s", self.activity, now.duration_since(since).as_secs_f64());
         }
     }
 }
@@ -54,7 +59,6 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
 
     #[test]
     fn the_pause_grows_to_its_limit_and_starts_over() {

@@ -207,7 +207,8 @@ fn origin(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Origin> {
         }
         (Some(input), brokers) if brokers.is_none() || input_rank > brokers_rank => {
             look.sources.remove("brokers");
-            let typed = |name| if name == "property" { !args.properties.is_empty() } else { args.value(name).is_some() };
+            let typed =
+                |name| if name == "property" { !args.properties.is_empty() } else { args.value(name).is_some() };
             for name in OF_KAFKA.into_iter().filter(|name| typed(name)) {
                 look.remarks.push(format!("--{name} has no effect with --input"));
             }

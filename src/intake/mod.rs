@@ -242,8 +242,8 @@ impl<'a> Intake<'a> {
                 Ok(true)
             }
             Err(e) => {
-                let later = if e.kind() == Kind::Later { COMMIT_LATER } else { self.committing.failed(&e, now) };
-                self.commit_at = now + later;
+                let pause = self.committing.failed(&e, now);
+                self.commit_at = now + if e.kind() == Kind::Later { COMMIT_LATER } else { pause };
                 Err(e)
             }
         }

@@ -84,6 +84,42 @@ impl Broker {
         assert_eq!(address, self.address, "the broker came back elsewhere");
     }
 
+    /// Restarts it with more listeners beside its own, by name and security protocol, and with more settings. Returns the
+    /// address of each, in order.
+    pub fn add_listeners(&self, listeners: &[(&str, &str)], settings: &str) -> Vec<String> {
+        self.stop();
+        let file = self.dir.join("server.properties");
+        let mut text = fs::read_to_string(&file).expect("the broker's settings");
+        let mut addresses = Vec::new();
+        for (key, with_port) in
+            [("listeners", true), ("advertised.listeners", true), ("listener.security.protocol.map", false)]
+        {
+            let prefix = format!("{key}=");
+            let own =
+                text.lines().find_map(|line| line.strip_prefix(&prefix)).expect("a setting of the script").to_owned();
+            let more: Vec<String> = listeners
+                .iter()
+                .enumerate()
+                .map(|(index, (name, protocol))| {
+                    if !with_port {
+                        return format!("{name}:{protocol}");
+                    }
+                    if addresses.len() <= index {
+                        let free =
+                            std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+                        addresses.push(format!("localhost:{}", free.expect("a free port").port()));
+                    }
+                    format!("{name}://{}", addresses[index])
+                })
+                .collect();
+            text.push_str(&format!("{key}={own},{}\n", more.join(","))); // of two settings of one name the last counts
+        }
+        text.push_str(settings);
+        fs::write(&file, text).expect("write the broker's settings");
+        self.start_again();
+        addresses
+    }
+
     /// Creates a topic and waits until every partition has a leader, so that no client has to try twice.
     pub fn create_topic(&self, name: &str, partitions: usize) {
         create_topic(&self.client(), name, partitions, 1);

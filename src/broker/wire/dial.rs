@@ -53,7 +53,9 @@ impl Dialer {
             .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
         let response = match conn.call(API_VERSIONS, &request, deadline) {
             Ok(response) if ResponseError::try_from_code(response.error_code).is_none() => response,
-            Err(e) if !e.is_transient() || conn.is_foreign() || Instant::now() >= deadline => return Err(self.explain(e, address)),
+            Err(e) if !e.is_transient() || conn.is_foreign() || Instant::now() >= deadline => {
+                return Err(self.explain(e, address));
+            }
             _ => {
                 conn = self.connect(address, deadline)?;
                 conn.call(0, &ApiVersionsRequest::default(), deadline).map_err(|e| self.explain(e, address))?
@@ -100,8 +102,9 @@ impl Dialer {
         let told = e.to_string();
         if self.tls.is_some() && told.contains("alert") {
             // With TLS 1.3 a client certificate is refused only after the handshake.
-            return Error::new(Kind::Refused, format!("broker {address}: TLS: the broker refuses us: {told}"))
-                .hint("it may want a client certificate (ssl.certificate.location, ssl.key.location) of a CA it believes");
+            return Error::new(Kind::Refused, format!("broker {address}: TLS: the broker refuses us: {told}")).hint(
+                "it may want a client certificate (ssl.certificate.location, ssl.key.location) of a CA it believes",
+            );
         }
         if self.tls.is_none() && told.contains("closed the connection") {
             return e.hint("is this the port of a listener with TLS, or of something else than Kafka?");
@@ -114,6 +117,7 @@ fn versions(response: &ApiVersionsResponse, conn: &Connection) -> Result<BTreeMa
     if let Some(code) = ResponseError::try_from_code(response.error_code) {
         return Err(conn.failed(format!("ApiVersions: the broker answers {code:?}")));
     }
-    let ranges = response.api_keys.iter().map(|api| (api.api_key, VersionRange { min: api.min_version, max: api.max_version }));
+    let ranges =
+        response.api_keys.iter().map(|api| (api.api_key, VersionRange { min: api.min_version, max: api.max_version }));
     Ok(ranges.collect())
 }

@@ -25,7 +25,8 @@ impl<'a> Doing<'a> {
 pub fn explain(code: ResponseError, doing: &Doing<'_>) -> Error {
     use ResponseError::*;
     let Doing { operation, resource, name } = doing;
-    let subject = format!("{} {name}", resource.to_lowercase());
+    let subject =
+        if *resource == "Cluster" { "the cluster".into() } else { format!("{} {name}", resource.to_lowercase()) };
     let error = |kind, why: &str| Error::new(kind, format!("{subject}: {why}"));
     match code {
         TopicAuthorizationFailed
@@ -45,7 +46,7 @@ pub fn explain(code: ResponseError, doing: &Doing<'_>) -> Error {
         LeaderNotAvailable => error(Kind::Unavailable, "has no leader yet"),
         NotLeaderOrFollower | FencedLeaderEpoch => error(Kind::Unavailable, "the leader has moved"),
         CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator => {
-            error(Kind::Unavailable, "the coordinator is not ready")
+            error(Kind::Later, "the coordinator is not ready")
         }
         InvalidGroupId => error(Kind::Config, "the broker does not accept this name").hint("give another --group"),
         InconsistentGroupProtocol => error(Kind::Config, "its members are other consumers, not airkafka-worker")

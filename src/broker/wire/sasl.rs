@@ -28,8 +28,13 @@ pub fn authenticate(conn: &mut Connection, sasl: &Sasl, deadline: Instant) -> Re
     let request = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
     let response = conn.call(i16::from(framed), &request, deadline)?;
     if let Some(code) = ResponseError::try_from_code(response.error_code) {
-        let offered: Vec<String> = response.mechanisms.iter().map(|mechanism| crate::record::printable(mechanism)).collect();
-        let why = format!("broker {}: SASL mechanism {mechanism} is refused ({code:?}); it offers {}", conn.peer(), offered.join(", "));
+        let offered: Vec<String> =
+            response.mechanisms.iter().map(|mechanism| crate::record::printable(mechanism)).collect();
+        let why = format!(
+            "broker {}: SASL mechanism {mechanism} is refused ({code:?}); it offers {}",
+            conn.peer(),
+            offered.join(", ")
+        );
         return Err(Error::new(Kind::Refused, why).hint("set sasl.mechanism to one of these"));
     }
     let mut exchange = Exchange { conn, sasl, framed, deadline, lifetime: None };
@@ -63,7 +68,9 @@ impl Exchange<'_> {
         let version = self.conn.version::<SaslAuthenticateRequest>(AUTHENTICATE)?;
         let response = self.conn.call(version, &request, self.deadline)?;
         if let Some(code) = ResponseError::try_from_code(response.error_code) {
-            let why = response.error_message.map_or_else(|| format!("{code:?}"), |message| crate::record::printable(&message));
+            let why = response
+                .error_message
+                .map_or_else(|| format!("{code:?}"), |message| crate::record::printable(&message));
             return Err(self.refused(&why));
         }
         if response.session_lifetime_ms > 0 {
@@ -73,7 +80,8 @@ impl Exchange<'_> {
     }
 
     fn scram(&mut self, hash: Hash, login: &Login) -> Result<()> {
-        let client = scram::Client::new(hash, &login.user, login.password.reveal()).map_err(|why| self.refused(&why))?;
+        let client =
+            scram::Client::new(hash, &login.user, login.password.reveal()).map_err(|why| self.refused(&why))?;
         let server_first = self.ask_text(client.first())?;
         let (last, proven) = client.last(&server_first).map_err(|why| self.refused(&why))?;
         let server_last = self.ask_text(last)?;
@@ -103,8 +111,11 @@ impl Exchange<'_> {
 
     fn refused(&self, why: &str) -> Error {
         let (principal, mechanism) = (self.sasl.principal(), self.sasl.mechanism());
-        Error::new(Kind::Refused, format!("broker {}: authentication of {principal} by {mechanism} failed: {why}", self.conn.peer()))
-            .hint("check user, password or token, and that the broker knows them for this mechanism")
+        Error::new(
+            Kind::Refused,
+            format!("broker {}: authentication of {principal} by {mechanism} failed: {why}", self.conn.peer()),
+        )
+        .hint("check user, password or token, and that the broker knows them for this mechanism")
     }
 }
 

@@ -115,7 +115,8 @@ impl Proven {
         if let Some(error) = server_last.strip_prefix("e=") {
             return Err(format!("the server says {error:?}"));
         }
-        let signature = server_last.strip_prefix("v=").and_then(|text| Base64::decode_vec(text.split(',').next()?).ok());
+        let signature =
+            server_last.strip_prefix("v=").and_then(|text| Base64::decode_vec(text.split(',').next()?).ok());
         let proven = signature.is_some_and(|s| hmac::verify(&self.server_key, self.signed.as_bytes(), &s).is_ok());
         if proven { Ok(()) } else { Err("the server has not proven that it knows the password".into()) }
     }

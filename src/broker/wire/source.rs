@@ -155,8 +155,10 @@ impl WireSource {
         }
         match self.move_on(demand, events) {
             Ok(()) => self.group_outage.over(now),
-            Err(e) if e.kind() == Kind::Later => self.group_retry_at = now + REFRESH_PAUSE,
-            Err(e) if e.is_transient() => self.group_retry_at = now + self.group_outage.failed(&e, now),
+            Err(e) if e.is_transient() => {
+                let pause = self.group_outage.failed(&e, now);
+                self.group_retry_at = now + if e.kind() == Kind::Later { REFRESH_PAUSE } else { pause };
+            }
             Err(e) => return Err(e),
         }
         Ok(())

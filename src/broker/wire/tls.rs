@@ -14,7 +14,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    StreamOwned,
+};
 
 use super::conn::wait_for;
 use crate::config::client::{Identity, Pem, Tls, Verify};
@@ -61,7 +64,9 @@ fn roots(pem: Option<&Pem>) -> Result<RootCertStore> {
     match pem {
         Some(pem) => {
             for certificate in certificates(pem)? {
-                roots.add(certificate).map_err(|e| invalid(format!("{pem}: a certificate in it cannot be used: {e}")))?;
+                roots
+                    .add(certificate)
+                    .map_err(|e| invalid(format!("{pem}: a certificate in it cannot be used: {e}")))?;
             }
         }
         None => {
@@ -91,13 +96,16 @@ fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>> {
     let text = String::from_utf8_lossy(&bytes);
     let start = text.find("-----BEGIN ENCRYPTED PRIVATE KEY-----");
     let Some(start) = start else {
-        return PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| invalid(format!("{pem}: holds no private key in PEM")));
+        return PrivateKeyDer::from_pem_slice(&bytes)
+            .map_err(|_| invalid(format!("{pem}: holds no private key in PEM")));
     };
-    let password = identity.password.as_ref().ok_or_else(|| {
-        invalid(format!("{pem}: the private key is encrypted")).hint("set ssl.key.password")
-    })?;
+    let password = identity
+        .password
+        .as_ref()
+        .ok_or_else(|| invalid(format!("{pem}: the private key is encrypted")).hint("set ssl.key.password"))?;
     let (_, document) = pkcs8::SecretDocument::from_pem(&text[start..]).map_err(|e| invalid(format!("{pem}: {e}")))?;
-    let encrypted = pkcs8::EncryptedPrivateKeyInfo::try_from(document.as_bytes()).map_err(|e| invalid(format!("{pem}: {e}")))?;
+    let encrypted =
+        pkcs8::EncryptedPrivateKeyInfo::try_from(document.as_bytes()).map_err(|e| invalid(format!("{pem}: {e}")))?;
     let key = encrypted.decrypt(password.reveal()).map_err(|_| {
         invalid(format!("{pem}: ssl.key.password does not open it, or its encryption is not known"))
             .hint("openssl pkcs8 -topk8 -v2 aes-256-cbc makes a key that is")
@@ -117,17 +125,27 @@ fn invalid(what: String) -> Error {
 }
 
 /// Greets the broker at `address` (`host:port`) over a socket that does not block.
-pub fn handshake(config: &Arc<ClientConfig>, address: &str, mut socket: TcpStream, deadline: Instant) -> Result<TlsStream> {
+pub fn handshake(
+    config: &Arc<ClientConfig>,
+    address: &str,
+    mut socket: TcpStream,
+    deadline: Instant,
+) -> Result<TlsStream> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
-    let name = ServerName::try_from(host.to_string()).map_err(|_| invalid(format!("broker {address}: TLS needs a host name")))?;
-    let mut connection = ClientConnection::new(config.clone(), name).map_err(|e| invalid(format!("broker {address}: TLS: {e}")))?;
+    let name = ServerName::try_from(host.to_string())
+        .map_err(|_| invalid(format!("broker {address}: TLS needs a host name")))?;
+    let mut connection =
+        ClientConnection::new(config.clone(), name).map_err(|e| invalid(format!("broker {address}: TLS: {e}")))?;
     while connection.is_handshaking() {
         match connection.complete_io(&mut socket) {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if Instant::now() >= deadline {
-                    return Err(Error::new(Kind::Unavailable, format!("broker {address}: no end of the TLS handshake in time"))
-                        .hint("is this the port of a listener with TLS?"));
+                    return Err(Error::new(
+                        Kind::Unavailable,
+                        format!("broker {address}: no end of the TLS handshake in time"),
+                    )
+                    .hint("is this the port of a listener with TLS?"));
                 }
                 wait_for(socket.as_fd(), connection.wants_write(), deadline);
             }
@@ -143,7 +161,7 @@ pub fn explain(e: &io::Error, address: &str) -> Error {
     let error = |kind, what: String| Error::new(kind, format!("broker {address}: TLS: {what}"));
     match rustls {
         Some(rustls::Error::InvalidCertificate(why)) => match why {
-            CertificateError::UnknownIssuer => {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 error(Kind::Refused, "its certificate is signed by nobody we believe".into())
                     .hint("set ssl.ca.location to the CA's certificate")
             }

@@ -88,7 +88,9 @@ impl<'a> Bag<'a> {
         for text in properties {
             match text.split_once('=').map(|(key, value)| (key.trim(), value.trim())) {
                 Some((key, value)) if !key.is_empty() => self.add(key.into(), value.into(), "-X".into(), true),
-                _ => self.wrong(true, "-X: is not of the form KEY=VALUE; give one such as -X client.id=worker-7".into()),
+                _ => {
+                    self.wrong(true, "-X: is not of the form KEY=VALUE; give one such as -X client.id=worker-7".into())
+                }
             }
         }
     }

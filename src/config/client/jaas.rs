@@ -19,7 +19,8 @@ pub(super) struct Jaas {
 /// Understands `text`; an error is the rest of a sentence that begins with the key.
 pub(super) fn parse(text: &str) -> Result<Jaas, String> {
     let mut chars = text.chars().peekable();
-    let class = word(&mut chars)?.ok_or("names no login module; write CLASS required username=\"...\" password=\"...\";")?;
+    let class =
+        word(&mut chars)?.ok_or("names no login module; write CLASS required username=\"...\" password=\"...\";")?;
     match word(&mut chars)?.as_deref() {
         Some("required" | "requisite" | "sufficient" | "optional") => {}
         _ => return Err(format!("lacks the word required behind {class}")),
@@ -28,7 +29,10 @@ pub(super) fn parse(text: &str) -> Result<Jaas, String> {
     loop {
         let Some(name) = word(&mut chars)? else { break };
         if chars.next() != Some('=') {
-            return Err(format!("has option {} without a value; write NAME=\"VALUE\"", crate::cli::words::shown(&name)));
+            return Err(format!(
+                "has option {} without a value; write NAME=\"VALUE\"",
+                crate::cli::words::shown(&name)
+            ));
         }
         let value = word(&mut chars)?.ok_or_else(|| format!("has option {name} without a value"))?;
         options.insert(name, value);

@@ -140,8 +140,12 @@ impl Sasl {
     /// Who is authenticated, for messages.
     pub fn principal(&self) -> String {
         match self {
-            Sasl::Plain(login) | Sasl::ScramSha256(login) | Sasl::ScramSha512(login) => format!("user {:?}", login.user),
-            Sasl::OAuthBearer(Token { source: TokenSource::File(path), .. }) => format!("the token in {}", path.display()),
+            Sasl::Plain(login) | Sasl::ScramSha256(login) | Sasl::ScramSha512(login) => {
+                format!("user {:?}", login.user)
+            }
+            Sasl::OAuthBearer(Token { source: TokenSource::File(path), .. }) => {
+                format!("the token in {}", path.display())
+            }
             Sasl::OAuthBearer(Token { source: TokenSource::Command(argv), .. }) => format!("the token of {}", argv[0]),
         }
     }
@@ -258,7 +262,10 @@ fn build(bag: &mut Bag) -> Checked<(Settings, Option<String>)> {
         && beat * 2 > session
     {
         let key = if bag.has("heartbeat.interval.ms") { "heartbeat.interval.ms" } else { "session.timeout.ms" };
-        bag.mistake(key, "leaves no time for a second heartbeat; give heartbeat.interval.ms at most a third of session.timeout.ms");
+        bag.mistake(
+            key,
+            "leaves no time for a second heartbeat; give heartbeat.interval.ms at most a third of session.timeout.ms",
+        );
     }
     let client_id = bag.value("client.id", default.client_id, name);
     let instance_id = bag.value("group.instance.id", None, |text| units::instance_id(text).map(Some));

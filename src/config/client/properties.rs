@@ -93,7 +93,8 @@ fn unit(chars: &mut Peekable<Chars<'_>>) -> Result<u16, String> {
     let digits: String = chars.by_ref().take(4).collect();
     let is_hex = digits.len() == 4 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = is_hex.then(|| u16::from_str_radix(&digits, 16).ok()).flatten();
-    number.ok_or_else(|| "has \\u without four hexadecimal digits; write \\uXXXX, or \\\\u for the two characters".into())
+    number
+        .ok_or_else(|| "has \\u without four hexadecimal digits; write \\uXXXX, or \\\\u for the two characters".into())
 }
 
 #[cfg(test)]

@@ -87,9 +87,7 @@ impl<'a> Resolver<'a> {
 
 /// Whether `text` is made of references alone: a secret is then not in it.
 pub(super) fn is_reference(text: &str) -> bool {
-    parts(text).is_ok_and(|parts| {
-        !parts.is_empty() && parts.iter().all(|part| matches!(part, Part::Reference(_)))
-    })
+    parts(text).is_ok_and(|parts| !parts.is_empty() && parts.iter().all(|part| matches!(part, Part::Reference(_))))
 }
 
 enum Part<'a> {
@@ -200,9 +198,14 @@ mod tests {
 
     #[test]
     fn only_references_alone_hold_no_secret() {
-        for (text, expected) in
-            [("${env:A}", true), ("${env:A}${fd:3}", true), ("x${env:A}", false), ("x", false), ("", false), ("$${env:A}", false)]
-        {
+        for (text, expected) in [
+            ("${env:A}", true),
+            ("${env:A}${fd:3}", true),
+            ("x${env:A}", false),
+            ("x", false),
+            ("", false),
+            ("$${env:A}", false),
+        ] {
             assert_eq!(is_reference(text), expected, "{text}");
         }
     }

@@ -73,7 +73,11 @@ fn tls(bag: &mut Bag) -> Checked<Tls> {
     let versions = bag.value("ssl.enabled.protocols", (true, true), |text| {
         let names: Vec<&str> = text.split(',').map(str::trim).collect();
         let versions = (names.contains(&"TLSv1.2"), names.contains(&"TLSv1.3"));
-        if versions == (false, false) { Err("holds neither TLSv1.2 nor TLSv1.3; give one or both".into()) } else { Ok(versions) }
+        if versions == (false, false) {
+            Err("holds neither TLSv1.2 nor TLSv1.3; give one or both".into())
+        } else {
+            Ok(versions)
+        }
     });
     trust?;
     key?;
@@ -83,9 +87,11 @@ fn tls(bag: &mut Bag) -> Checked<Tls> {
 fn store_type(bag: &mut Bag, key: &str) -> Checked<()> {
     bag.value(key, (), |text| match text.to_uppercase().as_str() {
         "PEM" => Ok(()),
-        _ => Err("is no kind of store that is read here; make it PEM (keytool -importkeystore to PKCS12, then openssl \
+        _ => {
+            Err("is no kind of store that is read here; make it PEM (keytool -importkeystore to PKCS12, then openssl \
                   pkcs12) and give ssl.ca.location, ssl.certificate.location and ssl.key.location"
-            .into()),
+                .into())
+        }
     })
 }
 
@@ -110,8 +116,11 @@ fn roots(bag: &mut Bag) -> Checked<Option<Pem>> {
 }
 
 fn identity(bag: &mut Bag) -> Checked<Option<Identity>> {
-    const CERTIFICATES: [(&str, bool); 3] =
-        [("ssl.certificate.location", true), ("ssl.keystore.location", true), ("ssl.keystore.certificate.chain", false)];
+    const CERTIFICATES: [(&str, bool); 3] = [
+        ("ssl.certificate.location", true),
+        ("ssl.keystore.location", true),
+        ("ssl.keystore.certificate.chain", false),
+    ];
     const KEYS: [(&str, bool); 3] =
         [("ssl.key.location", true), ("ssl.keystore.location", true), ("ssl.keystore.key", false)];
     let certificates = pem(bag, &CERTIFICATES);
@@ -146,8 +155,13 @@ fn verify(bag: &mut Bag) -> Checked<Verify> {
         (true, true) => return Some(Verify::Full),
     };
     let (key, what) = match verify {
-        Verify::Nothing => (certificates, "certificates of brokers are not checked: anybody on the way can read and forge"),
-        _ => (names, "host names in certificates are not checked: whoever has a certificate of that CA can pose as a broker"),
+        Verify::Nothing => {
+            (certificates, "certificates of brokers are not checked: anybody on the way can read and forge")
+        }
+        _ => (
+            names,
+            "host names in certificates are not checked: whoever has a certificate of that CA can pose as a broker",
+        ),
     };
     bag.remarks.push(format!("{}: {what}", bag.label(key)));
     Some(verify)
@@ -158,7 +172,9 @@ fn sasl(bag: &mut Bag) -> Checked<Sasl> {
     let jaas = login_module(bag);
     let mechanism = bag.value("sasl.mechanism", None, |text| match text.to_uppercase().as_str() {
         name @ ("PLAIN" | "SCRAM-SHA-256" | "SCRAM-SHA-512" | "OAUTHBEARER") => Ok(Some(name.to_string())),
-        "GSSAPI" => Err(format!("is Kerberos, which is not spoken here; give {MECHANISMS}, or use a client certificate")),
+        "GSSAPI" => {
+            Err(format!("is Kerberos, which is not spoken here; give {MECHANISMS}, or use a client certificate"))
+        }
         _ => Err(format!("is not known; give {MECHANISMS}")),
     });
     let (jaas, mechanism) = (jaas?, mechanism?);
@@ -219,7 +235,10 @@ fn login_module(bag: &mut Bag) -> Checked<Option<jaas::Jaas>> {
     };
     if !MODULES.iter().any(|(module, _)| *module == jaas.module) {
         let known: Vec<&str> = MODULES.iter().map(|(module, _)| *module).collect();
-        bag.mistake(key, &format!("{} is no login module that is known; give {}", shown(&jaas.module), known.join(", ")));
+        bag.mistake(
+            key,
+            &format!("{} is no login module that is known; give {}", shown(&jaas.module), known.join(", ")),
+        );
         return None;
     }
     if !whole {
@@ -266,7 +285,10 @@ fn token(bag: &mut Bag, options: std::collections::BTreeMap<String, String>) -> 
     };
     if !extensions.iter().all(sound) {
         let key = "sasl.oauthbearer.extensions";
-        bag.mistake(key, "an extension is no NAME=VALUE of letters and printable characters; give it so, not named auth");
+        bag.mistake(
+            key,
+            "an extension is no NAME=VALUE of letters and printable characters; give it so, not named auth",
+        );
         return None;
     }
     Some(Token { source, extensions })
