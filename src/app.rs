@@ -30,6 +30,8 @@ use crate::sys;
 
 /// How often orphans are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
+/// Signals within this time of each other count as one.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
 /// How much longer than the grace period the end may take once commands are being stopped.
 const LAST_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -37,7 +39,11 @@ const LAST_PATIENCE: Duration = Duration::from_secs(15);
 pub fn run(config: Config) -> ExitCode {
     info!("airkafka-worker {} {}", env!("CARGO_PKG_VERSION"), config.summary());
     config.remarks.iter().for_each(|remark| warn!("{remark}"));
-    match run_to_the_end(config) {
+    let principal = match &config.origin {
+        Origin::Kafka(kafka) => kafka.settings.principal(),
+        Origin::Input(_) => String::new(),
+    };
+    match run_to_the_end(config).map_err(|e| e.refused_as(&principal)) {
         Ok(code) => code,
         Err(e) => {
             error!("{e}");
@@ -102,8 +108,8 @@ fn open(kafka: &config::Kafka) -> Result<Pair> {
         return Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?)));
     }
     let dialer = Arc::new(Dialer::new(kafka)?);
-    let sink = WireSink::connect(kafka, dialer.clone())?;
-    Ok((Box::new(WireSource::connect(kafka, dialer)?), Box::new(sink)))
+    let source = WireSource::connect(kafka, dialer.clone())?;
+    Ok((Box::new(source), Box::new(WireSink::connect(kafka, dialer)?)))
 }
 
 /// The threads that end with a result; to be joined in the direction of the flow.
@@ -224,9 +230,14 @@ fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>) -> Result<()>
     }
     let watch = move || {
         let _writer = writer; // so that reading never meets the end
+        let mut last = None;
         loop {
             if signals.read_exact(&mut [0]).is_err() {
                 registry.reap_orphans(); // no signal within the time
+                continue;
+            }
+            // timeout(1) and some supervisors signal the process and then its group: one wish, told twice.
+            if last.replace(Instant::now()).is_some_and(|last: Instant| last.elapsed() < SAME_SIGNAL) {
                 continue;
             }
             match shutdown.level() {

@@ -68,6 +68,14 @@ impl Error {
         self
     }
 
+    /// Adds who was refused, if that is what it says.
+    pub fn refused_as(mut self, principal: &str) -> Self {
+        if self.kind == Kind::Refused && !self.what.contains(principal) {
+            self.what.push_str(&format!(" (as {principal})"));
+        }
+        self
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -103,6 +111,9 @@ impl std::error::Error for Error {}
 
 /// The system's own words for an error, without std's ` (os error N)`.
 pub fn os_text(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return "the other side closed the connection".into();
+    }
     let text = error.to_string();
     match text.rfind(" (os error ") {
         Some(at) => text[..at].to_lowercase(),

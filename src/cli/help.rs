@@ -39,7 +39,7 @@ Settings
 
 Kafka properties (--kafka-config and -X)
   security.protocol=PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
-  TLS, all of it PEM: ssl.ca.location (default: the system's certificates), ssl.certificate.location,
+  TLS, in PEM: ssl.ca.location (default: the system's certificates), ssl.certificate.location,
     ssl.key.location, ssl.key.password; Java's ssl.truststore.* and ssl.keystore.* with .type=PEM
   SASL: sasl.mechanism=PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER; sasl.username and
     sasl.password, or sasl.jaas.config; for OAUTHBEARER airkafka.token.file=PATH, or

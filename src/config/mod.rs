@@ -177,7 +177,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
 }
 
 /// Options that have no effect with `--input`.
-const OF_KAFKA: [&str; 10] = [
+const OF_KAFKA: [&str; 11] = [
     "topic",
     "results-topic",
     "dead-letter-topic",
@@ -188,6 +188,7 @@ const OF_KAFKA: [&str; 10] = [
     "instance-id",
     "kafka-config",
     "property",
+    "result-format",
 ];
 
 /// Kafka or a file. Who types `--input -` means it, whatever brokers the environment names; only two that are given in

@@ -10,6 +10,7 @@ use rustix::fs::{Access, access};
 
 use super::units::Parsed;
 use crate::cli::words::shown_up_to;
+use crate::error::os_text;
 
 /// A program: a path, or a bare name that is looked up on `path` (the value of PATH).
 pub(super) fn program(value: &str, path: Option<&OsStr>) -> Parsed<PathBuf> {
@@ -35,6 +36,11 @@ pub(super) fn show_path(path: Option<&OsStr>) -> String {
     path.map_or("not set".into(), |path| shown_up_to(&path.to_string_lossy(), 200))
 }
 
+/// The system's reason.
+fn why(error: impl Into<std::io::Error>) -> String {
+    os_text(&error.into())
+}
+
 /// A directory that can be written to.
 pub(super) fn directory(value: &str) -> Parsed<PathBuf> {
     let directory = absolute(value)?;
@@ -42,11 +48,11 @@ pub(super) fn directory(value: &str) -> Parsed<PathBuf> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(format!("does not exist; create it: mkdir -p {}", quoted(&directory)))
         }
-        Err(error) => Err(format!("cannot be used: {error}; give a writable directory")),
+        Err(error) => Err(format!("cannot be used: {}; give a writable directory", why(error))),
         Ok(metadata) if !metadata.is_dir() => Err("is not a directory; give a writable directory".into()),
         Ok(_) => match access(&directory, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) => Ok(directory),
-            Err(error) => Err(format!("cannot be written to: {error}; give a writable directory")),
+            Err(error) => Err(format!("cannot be written to: {}; give a writable directory", why(error))),
         },
     }
 }
@@ -58,11 +64,11 @@ pub(super) fn input(value: &str) -> Parsed<Option<PathBuf>> {
     }
     let file = absolute(value)?;
     match fs::metadata(&file) {
-        Err(error) => Err(format!("cannot be read: {error}; give a file of records, or - for stdin")),
+        Err(error) => Err(format!("cannot be read: {}; give a file of records, or - for stdin", why(error))),
         Ok(metadata) if metadata.is_dir() => Err("is a directory; give a file of records, or - for stdin".into()),
         Ok(_) => match access(&file, Access::READ_OK) {
             Ok(()) => Ok(Some(file)),
-            Err(error) => Err(format!("cannot be read: {error}; give a file of records, or - for stdin")),
+            Err(error) => Err(format!("cannot be read: {}; give a file of records, or - for stdin", why(error))),
         },
     }
 }
@@ -76,10 +82,10 @@ fn absolute(value: &str) -> Parsed<PathBuf> {
 
 fn executable(program: &Path) -> Parsed<()> {
     match fs::metadata(program) {
-        Err(error) => Err(format!("cannot be run: {error}; give the path of a program")),
+        Err(error) => Err(format!("cannot be run: {}; give the path of a program", why(error))),
         Ok(metadata) if !metadata.is_file() => Err("is not a file; give the path of a program".into()),
         Ok(_) => access(program, Access::EXEC_OK)
-            .map_err(|error| format!("is not executable: {error}; chmod +x it, or give another program")),
+            .map_err(|error| format!("is not executable: {}; chmod +x it, or give another program", why(error))),
     }
 }
 

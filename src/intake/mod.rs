@@ -23,6 +23,9 @@ const BUSY_WAIT: Duration = Duration::from_millis(100);
 const TOP_UP: Duration = Duration::from_millis(100);
 /// Shortest time between two commits: what a crash in between makes run again is what ended within it.
 const COMMIT_EVERY: Duration = Duration::from_millis(50);
+/// How often everything is committed though nothing has moved: brokers forget the offsets of a group without members after
+/// a week (`offsets.retention.minutes`), and the kafka crate is no member.
+const RECOMMIT: Duration = Duration::from_secs(3600);
 /// How soon again after the source could not commit for the moment.
 const COMMIT_LATER: Duration = Duration::from_millis(20);
 /// A drain that takes longer than this hands its partitions over meanwhile.
@@ -46,6 +49,7 @@ pub struct Intake<'a> {
     committing: Outage,
     read_at: Instant,
     commit_at: Instant,
+    recommit_at: Instant,
 }
 
 impl<'a> Intake<'a> {
@@ -63,6 +67,7 @@ impl<'a> Intake<'a> {
             committing: Outage::new("committing offsets"),
             read_at: now,
             commit_at: now,
+            recommit_at: now + RECOMMIT,
         }
     }
 
@@ -226,7 +231,9 @@ impl<'a> Intake<'a> {
 
     /// Commits every partition that has changed. Returns whether nothing is left to commit.
     fn commit(&mut self) -> Result<bool> {
-        let commits = self.partitions.commits(self.source.metadata_limit() > 0);
+        let now = Instant::now();
+        let all = now >= self.recommit_at;
+        let commits = self.partitions.commits(self.source.metadata_limit() > 0, all);
         if commits.is_empty() {
             return Ok(true);
         }
@@ -236,6 +243,9 @@ impl<'a> Intake<'a> {
             Ok(()) => {
                 self.committing.over(now);
                 self.commit_at = now + COMMIT_EVERY;
+                if all {
+                    self.recommit_at = now + RECOMMIT;
+                }
                 for partition in self.partitions.committed(&commits) {
                     self.source.released(partition);
                 }

@@ -182,10 +182,11 @@ impl Partitions {
         self.running.is_empty() && !self.ours.values().any(|partition| partition.dirty)
     }
 
-    /// What there is to commit; with metadata only where it is kept.
-    pub fn commits(&self, with_metadata: bool) -> Vec<Commit> {
+    /// What there is to commit, or `all` there could be; with metadata only where it is kept.
+    pub fn commits(&self, with_metadata: bool, all: bool) -> Vec<Commit> {
         let changed = self.ours.iter().filter(|(_, partition)| {
-            partition.dirty && (with_metadata || partition.leaving || partition.ledger.position() > partition.committed)
+            all || partition.dirty
+                && (with_metadata || partition.leaving || partition.ledger.position() > partition.committed)
         });
         let commits = changed.map(|(&partition, Partition { ledger, .. })| {
             let metadata = if with_metadata { ledger.metadata() } else { String::new() };
@@ -273,7 +274,7 @@ mod tests {
         partitions.revoke(0);
         assert_eq!((start(&mut partitions), partitions.unstarted()), (None, 0));
         assert_eq!(partitions.settle((0, 1)), Account::Here);
-        let commits = partitions.commits(true);
+        let commits = partitions.commits(true, false);
         assert_eq!(commits, [Commit { partition: 0, offset: 0, metadata: "1:0:Aa".into() }]);
         assert_eq!(partitions.committed(&commits), [0]);
         assert_eq!(partitions.running(), &BTreeSet::from([(0, 0)]));
@@ -290,9 +291,9 @@ mod tests {
             (Some((0, 1)), Some((0, 3)), None)
         );
         partitions.settle((0, 1));
-        assert_eq!(partitions.commits(true)[0].offset, 0, "a claim holds the position");
+        assert_eq!(partitions.commits(true, false)[0].offset, 0, "a claim holds the position");
         partitions.set_claims(0, &[2], &[0..1]);
-        assert_eq!(partitions.commits(true)[0].offset, 2, "done by its worker");
+        assert_eq!(partitions.commits(true, false)[0].offset, 2, "done by its worker");
         partitions.set_claims(0, &[], &[]);
         assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 2)), None), "its worker is gone");
     }
@@ -318,7 +319,7 @@ mod tests {
         partitions.push(record(0, 1));
         assert_eq!(start(&mut partitions), Some((0, 1)));
         assert_eq!(partitions.settle((0, 0)), Account::Here);
-        assert_eq!(partitions.commits(false)[0].offset, 1);
+        assert_eq!(partitions.commits(false, false)[0].offset, 1);
     }
 
     #[test]
@@ -343,7 +344,7 @@ mod tests {
         assert!(started.contains(&(1, 0)));
         assert!(started.len() < 200, "{} started", started.len());
         assert_eq!((partitions.paused(limit), partitions.waiting(limit)), ([0].into(), 0));
-        assert!(partitions.commits(true).iter().all(|commit| commit.metadata.len() <= limit));
+        assert!(partitions.commits(true, false).iter().all(|commit| commit.metadata.len() <= limit));
         partitions.settle((0, 0));
         assert!(partitions.unstarted() > 0);
     }

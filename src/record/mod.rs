@@ -159,7 +159,7 @@ pub enum Reason {
     NotExecutable,
     /// The record is no command.
     Invalid,
-    /// It wrote more than `--output-limit` and was stopped; `exit_code` is 137.
+    /// It wrote more than `--output-limit` and was stopped; `exit_code` is 153, a shell's for SIGXFSZ.
     OutputLimit,
     /// The system would not start it.
     SpawnError,

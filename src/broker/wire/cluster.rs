@@ -44,13 +44,14 @@ impl Cluster {
     }
 
     /// Asks one broker for the partitions of `topics` and their leaders. After an error the next call asks another one.
-    /// A topic that does not exist is an error that names it; what was learnt of the others is kept.
-    pub fn refresh(&mut self, topics: &[&str]) -> Result<()> {
+    /// A topic that does not exist is an error that names it; what was learnt of the others is kept. `create`: a broker that
+    /// makes topics by itself may do so.
+    pub fn refresh(&mut self, topics: &[&str], create: bool) -> Result<()> {
         let names = topics.iter().map(|topic| {
             MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string(topic.to_string()))))
         });
         let request =
-            MetadataRequest::default().with_topics(Some(names.collect())).with_allow_auto_topic_creation(true);
+            MetadataRequest::default().with_topics(Some(names.collect())).with_allow_auto_topic_creation(create);
         let response =
             self.ask(|conn, deadline| conn.call(conn.version::<MetadataRequest>(METADATA)?, &request, deadline))?;
         self.learn(response)

@@ -204,7 +204,7 @@ impl Group {
         cluster: &mut Cluster,
         (owned, said): (BTreeSet<i32>, Said),
     ) -> Result<Option<Change>> {
-        cluster.refresh(&[&self.settings.topic])?;
+        cluster.refresh(&[&self.settings.topic], false)?;
         self.partitions = i32::try_from(cluster.partition_count(&self.settings.topic)).unwrap_or(i32::MAX);
         let mut conn = match conn.filter(Connection::is_fresh) {
             Some(conn) => conn,

@@ -80,7 +80,7 @@ impl WireSink {
                 .flatten()
                 .map(String::as_str)
                 .collect();
-            self.cluster.refresh(&topics)?;
+            self.cluster.refresh(&topics, true)?;
             self.stale = false;
         }
         if self.producer.is_none() {

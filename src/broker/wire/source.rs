@@ -70,7 +70,7 @@ impl WireSource {
             config.brokers.clone(),
             settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10)),
         );
-        cluster.refresh(&[&config.topic])?;
+        cluster.refresh(&[&config.topic], false)?; // a mistyped one must not come into being
         let group = Group::new(group::Settings {
             group: config.group.clone(),
             topic: config.topic.clone(),
@@ -338,7 +338,7 @@ impl WireSource {
             return;
         }
         self.refreshed = now;
-        self.stale = match self.cluster.refresh(&[&self.topic]) {
+        self.stale = match self.cluster.refresh(&[&self.topic], false) {
             Ok(()) => None,
             Err(e) => {
                 debug!("{e}"); // whoever cannot do without will say so

@@ -199,6 +199,15 @@ pub enum Compression {
 }
 
 impl Settings {
+    /// Whom the brokers take us for, as far as we know.
+    pub fn principal(&self) -> String {
+        match (&self.sasl, self.tls.as_ref().and_then(|tls| tls.identity.as_ref())) {
+            (Some(sasl), _) => sasl.principal(),
+            (None, Some(identity)) => format!("the certificate of {}", identity.certificates),
+            (None, None) => "User:ANONYMOUS".into(),
+        }
+    }
+
     /// The name of `security.protocol`.
     pub fn protocol(&self) -> &'static str {
         match (&self.tls, &self.sasl) {
