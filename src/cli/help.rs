@@ -46,8 +46,8 @@ Kafka properties (--kafka-config and -X)
     airkafka.token.command=PROGRAM ARG...: read, or run, again whenever a token is needed
   Tuning: client.id, session.timeout.ms, heartbeat.interval.ms, request.timeout.ms, fetch.max.bytes,
     max.partition.fetch.bytes, fetch.max.wait.ms, isolation.level, compression.type and others
-  ${env:NAME}, ${file:PATH} and ${fd:N} in a value stand for a variable, a file's content and what can
-  be read from descriptor N. A secret is never an argument: -X takes it as such a reference only.
+  ${env:NAME}, ${file:PATH} and ${fd:N} in a value stand for a variable, the content of a file, and
+  what can be read from descriptor N. A secret is never an argument: -X takes only such references.
 
 Signals
   The first TERM or INT drains: take no more commands, finish those that run, report them, exit. The

@@ -48,7 +48,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// Topics of a Kafka cluster.
-    Kafka(Kafka),
+    Kafka(Box<Kafka>),
     /// `--input`: a file of records (`None`: stdin), results on stdout.
     Input(Option<PathBuf>),
 }
@@ -219,7 +219,7 @@ fn origin(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Origin> {
             look.sources.remove("input");
             let kafka = Kafka { brokers, ..kafka? };
             topics_differ(look, &kafka)?;
-            Some(Origin::Kafka(kafka))
+            Some(Origin::Kafka(Box::new(kafka)))
         }
         (_, None) => {
             if !look.file_failed {

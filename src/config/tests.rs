@@ -45,7 +45,7 @@ fn cfg(text: &str) -> (tempfile::TempDir, String) {
 
 fn kafka_of(config: Config) -> Kafka {
     match config.origin {
-        Origin::Kafka(kafka) => kafka,
+        Origin::Kafka(kafka) => *kafka,
         other => panic!("{other:?}"),
     }
 }

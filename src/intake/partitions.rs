@@ -292,7 +292,7 @@ mod tests {
         );
         partitions.settle((0, 1));
         assert_eq!(partitions.commits(true, false)[0].offset, 0, "a claim holds the position");
-        partitions.set_claims(0, &[2], &[0..1]);
+        partitions.set_claims(0, &[2], std::slice::from_ref(&(0..1)));
         assert_eq!(partitions.commits(true, false)[0].offset, 2, "done by its worker");
         partitions.set_claims(0, &[], &[]);
         assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 2)), None), "its worker is gone");
@@ -302,7 +302,7 @@ mod tests {
     fn a_claim_that_ends_before_its_record_is_read_leaves_nothing_to_start() {
         let mut partitions = with(&[(0, 0)]);
         partitions.set_claims(0, &[0, 1], &[]);
-        partitions.set_claims(0, &[1], &[0..1]);
+        partitions.set_claims(0, &[1], std::slice::from_ref(&(0..1)));
         assert_eq!(start(&mut partitions), None);
         partitions.set_claims(0, &[], &[]);
         partitions.push(record(0, 1));

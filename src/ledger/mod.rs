@@ -225,8 +225,9 @@ impl PartitionLedger {
 
 /// What was committed as settled: everything below the position, and the run list beyond.
 pub fn committed_runs(position: i64, metadata: &str) -> Runs {
-    let beyond = codec::decode(position, metadata).unwrap_or_default();
-    [i64::MIN..position].into_iter().chain(beyond).collect()
+    let mut runs: Runs = codec::decode(position, metadata).unwrap_or_default().into_iter().collect();
+    runs.insert(i64::MIN..position);
+    runs
 }
 
 /// Letters for the offsets from `start` up to `end`, which is not one of them; 0 if there are none.

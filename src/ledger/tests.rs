@@ -107,7 +107,7 @@ fn what_is_settled_elsewhere_counts_read_or_not() {
     assert_eq!((ledger.admit(13), ledger.admit(16)), (Admission::Settled, Admission::New));
     assert!(ledger.settle(10) && ledger.settle(16));
     assert_eq!((ledger.position(), ledger.metadata().as_str()), (17, ""));
-    assert_eq!(ledger.settled_from(12).iter().cloned().collect::<Vec<_>>(), [12..17]);
+    assert!(ledger.settled_from(12).iter().eq(std::iter::once(&(12..17))));
     assert!(committed_runs(40, "1:40:AcBa").contains(42) && !committed_runs(40, "1:40:AcBa").contains(45));
 }
 

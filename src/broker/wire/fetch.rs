@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
@@ -316,7 +315,7 @@ impl Position {
             .iter()
             .map(|aborted| Aborted { producer_id: aborted.producer_id.0, first_offset: aborted.first_offset })
             .collect();
-        let batches = records::decode(answer.records.unwrap_or_else(Bytes::new), self.offset, &aborted);
+        let batches = records::decode(answer.records.unwrap_or_default(), self.offset, &aborted);
         if let Some(corrupt) = &batches.corrupt {
             let told = format!("{}-{partition}@{}: {}", settings.topic, corrupt.offset, corrupt.why);
             self.pause = Some(Instant::now() + Duration::from_secs(5));

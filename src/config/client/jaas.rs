@@ -26,8 +26,7 @@ pub(super) fn parse(text: &str) -> Result<Jaas, String> {
         _ => return Err(format!("lacks the word required behind {class}")),
     }
     let mut options = BTreeMap::new();
-    loop {
-        let Some(name) = word(&mut chars)? else { break };
+    while let Some(name) = word(&mut chars)? {
         if chars.next() != Some('=') {
             return Err(format!(
                 "has option {} without a value; write NAME=\"VALUE\"",
