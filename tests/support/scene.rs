@@ -15,7 +15,7 @@ use super::worker::Worker;
 
 /// Gives a worker a short session, so that a member that is gone is missed soon.
 fn short_session(command: &mut Command) {
-    command.env("TMP_SESSION", "6000");
+    command.args(["-X", "session.timeout.ms=6000"]);
 }
 
 /// Topics with a trace of the commands that ran.

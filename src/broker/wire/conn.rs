@@ -36,6 +36,8 @@ pub struct Connection {
     usable_until: Option<Instant>,
     /// Whether what has come is not Kafka's protocol.
     foreign: bool,
+    /// Whether a whole frame has come: then the other side does speak it.
+    spoken: bool,
     versions: BTreeMap<i16, VersionRange>,
     next_id: i32,
     /// Requests whose response has not come, in the order they were sent, which is that of the responses.
@@ -64,6 +66,7 @@ impl Connection {
             client_id,
             usable_until: None,
             foreign: false,
+            spoken: false,
             versions: BTreeMap::new(),
             next_id: 1,
             awaited: VecDeque::new(),
@@ -268,6 +271,7 @@ impl Connection {
             if let Some(length) = self.frame_length(shortest)? {
                 if self.inbox.len() >= 4 + length {
                     self.inbox.advance(4);
+                    self.spoken = true;
                     return Ok(Some(self.inbox.split_to(length).freeze()));
                 }
                 // Reserved as it comes, not as it is claimed.
@@ -289,8 +293,9 @@ impl Connection {
 
     fn frame_length(&mut self, shortest: usize) -> Result<Option<usize>> {
         let Some(&size) = self.inbox.first_chunk::<4>() else { return Ok(None) };
+        let is_tls = matches!(size, [0x15 | 0x16, 3, ..]) && !self.spoken; // it would pass for a length of 350 MB
         match usize::try_from(i32::from_be_bytes(size)) {
-            Ok(length) if (shortest..=LARGEST_FRAME).contains(&length) => Ok(Some(length)),
+            Ok(length) if !is_tls && (shortest..=LARGEST_FRAME).contains(&length) => Ok(Some(length)),
             _ => Err(self.foreign(size)),
         }
     }

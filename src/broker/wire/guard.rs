@@ -3,7 +3,7 @@
 //! `kafka-protocol` 0.18 reserves memory for an array by the length it claims, before it reads an element: four bytes
 //! could ask for 200 GB, and a failed allocation ends the process. This buffer refuses such lengths. It cannot know which
 //! number is a length, so the rule is coarse: a varint is a length (or a small tag), hence never more than what is left;
-//! a 32-bit number above [`LARGEST`] is refused unless it fits into what is left. What is reserved in vain then stays
+//! a 32-bit number above `LARGEST` is refused unless it fits into what is left. What is reserved in vain then stays
 //! within some hundred MB of address space, of which nothing is touched.
 
 use std::ops::Range;

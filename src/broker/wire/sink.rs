@@ -29,6 +29,8 @@ const PRODUCE: i16 = 9;
 /// The newest InitProducerId that is built here.
 const INIT_PRODUCER_ID: i16 = 4;
 
+/// The longest an answer is waited for: a batch can be sent again without harm, and a black hole gives none.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a leader that did not answer is left alone.
 const REST: Duration = Duration::from_millis(500);
 
@@ -37,7 +39,7 @@ pub struct WireSink {
     results_topic: String,
     dead_letter_topic: Option<String>,
     compression: Compression,
-    /// How long the replicas may take, and how long an answer.
+    /// How long an answer may take; three quarters of it are for the replicas.
     patience: Duration,
     cluster: Cluster,
     connections: BTreeMap<i32, Connection>,
@@ -60,7 +62,7 @@ impl WireSink {
             results_topic: config.results_topic.clone(),
             dead_letter_topic: config.dead_letter_topic.clone(),
             compression: compression(settings.compression),
-            patience: settings.request_timeout,
+            patience: settings.request_timeout.min(PATIENCE),
             cluster,
             connections: BTreeMap::new(),
             producer: None,
@@ -131,7 +133,7 @@ impl WireSink {
         self.prepare()?;
         let mut hindrance = None;
         let requests = self.requests(unsent, &mut hindrance);
-        let deadline = Instant::now() + self.patience + self.patience / 4;
+        let deadline = Instant::now() + self.patience;
         let mut asked = Vec::new();
         for (leader, (places, request)) in requests {
             match self.send(leader, &request, deadline) {
@@ -198,7 +200,7 @@ impl WireSink {
                 let name = TopicName(StrBytes::from_string(self.topic(target).to_string()));
                 TopicProduceData::default().with_name(name).with_partition_data(data)
             });
-            let timeout_ms = self.patience.as_millis().try_into().unwrap_or(i32::MAX);
+            let timeout_ms = (self.patience * 3 / 4).as_millis().try_into().unwrap_or(i32::MAX);
             let request = ProduceRequest::default()
                 .with_transactional_id(None)
                 .with_acks(-1)

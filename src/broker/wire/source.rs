@@ -24,6 +24,8 @@ use crate::ledger::{self, runs::Runs};
 const METADATA_LIMIT: usize = 4096;
 /// How often, at most, a rejoin only tells what is done: until then the owner of the partition holds it open.
 const TELL_EVERY: Duration = Duration::from_secs(3);
+/// How much longer than its long poll a Fetch may be silent; a large answer on a slow line is not silent.
+const FETCH_PATIENCE: Duration = Duration::from_secs(10);
 /// How long, when leaving, the owners of other partitions are waited for to commit what they were told.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often, at most, the cluster is asked again who leads.
@@ -84,7 +86,7 @@ impl WireSource {
             partition_bytes: settings.partition_fetch_bytes,
             broker_bytes: settings.fetch_max_bytes,
             read_committed: settings.isolation == Isolation::ReadCommitted,
-            patience: settings.request_timeout,
+            patience: settings.request_timeout.min(FETCH_PATIENCE),
         });
         let now = Instant::now();
         Ok(WireSource {
