@@ -210,8 +210,12 @@ fn new_dir() -> PathBuf {
 }
 
 fn create_topic(client: &Client, name: &str, partitions: usize, replication: i16) {
-    client.create_topic(name, partitions, replication).unwrap_or_else(|e| panic!("create topic {name}: {e}"));
     let deadline = Instant::now() + Duration::from_secs(30);
+    // A broker that has just started may answer before the controller knows of it (error 38, 0.11 does).
+    while let Err(e) = client.create_topic(name, partitions, replication) {
+        assert!(e.to_string().ends_with("error 38") && Instant::now() < deadline, "create topic {name}: {e}");
+        thread::sleep(Duration::from_millis(50));
+    }
     loop {
         let metadata = client.metadata(name);
         let led = metadata.as_ref().map_or(0, |found| found.leaders.values().filter(|&&leader| leader >= 0).count());
