@@ -193,7 +193,7 @@ impl Subscription {
     /// Reads what a member has written; `None`: it is not one of ours.
     pub fn decode(bytes: Bytes, topic: &str) -> Option<Subscription> {
         let (version, bytes) = split_version(bytes)?;
-        let read = ConsumerProtocolSubscription::decode(&mut Guarded::new(bytes), version.clamp(0, 3)).ok()?;
+        let read = ConsumerProtocolSubscription::decode(&mut Guarded::new(bytes, false), version.clamp(0, 3)).ok()?;
         let said = serde_json::from_slice(read.user_data.as_deref()?).ok()?;
         let owned = read.owned_partitions.iter().filter(|owned| owned.topic.0.as_str() == topic);
         let owned =
@@ -220,7 +220,7 @@ impl Assignment {
             return Some(Assignment::default());
         }
         let (version, bytes) = split_version(bytes)?;
-        let read = ConsumerProtocolAssignment::decode(&mut Guarded::new(bytes), version.clamp(0, 3)).ok()?;
+        let read = ConsumerProtocolAssignment::decode(&mut Guarded::new(bytes, false), version.clamp(0, 3)).ok()?;
         let told = serde_json::from_slice(read.user_data.as_deref()?).ok()?;
         let partitions = read.assigned_partitions.iter().filter(|assigned| assigned.topic.0.as_str() == topic);
         let partitions = partitions

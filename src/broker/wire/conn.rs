@@ -23,6 +23,7 @@ const LARGEST_FRAME: usize = 512 << 20;
 /// A connection that was not used for so long is not used again: brokers close idle ones after ten minutes
 /// (`connections.max.idle.ms`), and some load balancers forget them after four without a word.
 const STALE_AFTER: Duration = Duration::from_secs(180);
+const API_VERSIONS: i16 = 18;
 /// How much is read at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -180,7 +181,9 @@ impl Connection {
             )));
         }
         let version = awaited.1;
-        let mut body = Guarded::new(body);
+        // ApiVersions is flexible from version 3 on, though its header never is.
+        let flexible = R::Response::header_version(version) > 0 || R::KEY == API_VERSIONS && version >= 3;
+        let mut body = Guarded::new(body, flexible);
         match R::Response::decode(&mut body, version) {
             Ok(response) => Ok(Some(response)),
             Err(e) => Err(self.broken::<R>(format!("its response (version {version}) cannot be decoded: {e}"))),
@@ -193,7 +196,7 @@ impl Connection {
         let Some(awaited) = self.awaited.pop_front() else {
             return Err(self.failed("it sent something nobody asked for".into()));
         };
-        let header = ResponseHeader::decode(&mut Guarded::new(frame.clone()), 0)
+        let header = ResponseHeader::decode(&mut Guarded::new(frame.clone(), true), 0)
             .map_err(|e| self.failed(format!("response header: {e}")))?;
         if header.correlation_id != awaited.id {
             let (got, wanted) = (header.correlation_id, awaited.id);
