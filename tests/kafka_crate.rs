@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kafka::client::{Compression, KafkaClient, ProduceMessage, RequiredAcks};
 use serde_json::json;
-use support::broker::Broker;
+use support::broker::{Broker, java_produce};
 use support::kafka::KeyValue;
 use support::topics::{Client, Topics, record};
 use support::worker::{Worker, wait_until};
@@ -64,7 +64,7 @@ fn a_codec_that_is_not_known_is_refused_and_the_record_named() {
     let topics = Topics::new(Broker::shared(), 1).with(Client::Crate);
     topics.spread(1, &[record("before", json!(["true"]))]);
     for codec in ["lz4", "zstd"] {
-        java_produce(&topics, codec);
+        java_produce(&topics.broker, &topics.commands, codec);
     }
     let mut worker = topics.worker(&["--threads", "1"]);
     worker.expect_exit(78);
@@ -73,19 +73,6 @@ fn a_codec_that_is_not_known_is_refused_and_the_record_named() {
     let states = topics.states();
     assert!(states.values().all(|states| states == &["success"]), "{states:?}");
     assert_eq!(topics.committed(), states.len() as i64);
-}
-
-/// Writes a record with Kafka's own producer, which knows every codec.
-fn java_produce(topics: &Topics, codec: &str) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
-    let mut child = std::process::Command::new(script)
-        .args(["produce", &topics.broker, &topics.commands, "--compression-codec", codec])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .expect("kafka.sh");
-    let line = format!("{codec}\t[\"true\",\"{}\"]\n", "x".repeat(1000));
-    child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -227,6 +227,17 @@ fn create_topic(client: &Client, name: &str, partitions: usize, replication: i16
     }
 }
 
+/// Writes a record with Kafka's own producer, which knows every codec; its key is the codec's name.
+pub fn java_produce(address: &str, topic: &str, codec: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
+    let args = ["produce", address, topic, "--compression-codec", codec];
+    let child = Command::new(script).args(args).stdin(Stdio::piped()).spawn();
+    let mut child = child.expect("kafka.sh");
+    let line = format!("{codec}\t[\"true\",\"{}\"]\n", "x".repeat(1000));
+    io::Write::write_all(&mut child.stdin.take().unwrap(), line.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
 /// What a tool of Kafka's prints.
 pub fn tool(args: &[&str]) -> String {
     script(&[&["tool"], args].concat())
