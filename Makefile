@@ -30,7 +30,7 @@ check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	  shellcheck fixtures/broker/kafka.sh fixtures/demo/run.sh fixtures/demo/airflow .ci/run; fi
 
 broker: ## get the Kafka brokers that the tests use, and the tools of the newest
-	@for version in 3.9.2 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version; done
+	@for version in 3.9.2 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version || exit; done
 
 clean: ## remove what was built; the broker's jars stay in their cache
 	cargo clean
