@@ -291,3 +291,28 @@ fn what_is_not_authorised_is_told_with_operation_resource_and_principal() {
     worker.signal("TERM");
     worker.expect_exit(0);
 }
+
+#[test]
+fn sasl_as_it_was_before_1_0() {
+    // The mechanism's messages go bare, not in SaslAuthenticate; who is refused is cut off without a word.
+    let broker = Broker::start_version("0.11.0.3", &[]);
+    let module = "org.apache.kafka.common.security.plain.PlainLoginModule";
+    broker.write_file("jaas.conf", &format!("KafkaServer {{ {module} required user_alice=\"alice-secret\"; }};\n"));
+    let addresses = broker.add_listeners(&[("LOGIN", "SASL_PLAINTEXT")], "sasl.enabled.mechanisms=PLAIN\n");
+    let topics = Topics::new(&broker, 1);
+    topics.spread(1, &[record("a", json!(["true"]))]);
+    let dir = tempfile::tempdir().unwrap();
+    let worker = |password: &str| {
+        let file = dir.path().join(password);
+        fs::write(&file, format!("security.protocol=SASL_PLAINTEXT\n{}", login("PLAIN", "alice", password))).unwrap();
+        let more = ["--kafka-config", file.to_str().unwrap(), "--connect-timeout", "5s"];
+        Worker::on(&addresses[0], &topics.commands, &topics.results, &more)
+    };
+    let mut good = worker("alice-secret");
+    topics.wait_for_results(&good, 1);
+    good.signal("TERM");
+    good.expect_exit(0);
+    let mut bad = worker("bad-secret");
+    bad.expect_exit(77);
+    assert!(bad.log().contains("authentication of user \"alice\" by PLAIN failed"), "{}", bad.log());
+}
