@@ -15,6 +15,8 @@ demo: rust ## run six commands through a real Kafka broker and print their outco
 
 test: rust broker ## run all tests, with the real binary, real children and real brokers
 	cargo test --locked
+	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure
+	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test faults -- leaders stays_away
 
 check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	cargo fmt --check
@@ -27,9 +29,8 @@ check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	@if command -v shellcheck >/dev/null; then \
 	  shellcheck fixtures/broker/kafka.sh fixtures/demo/run.sh fixtures/demo/airflow .ci/run; fi
 
-broker: ## get the Kafka broker that the tests and the demo use
-	@fixtures/broker/kafka.sh need
-	@fixtures/broker/kafka.sh jars
+broker: ## get the Kafka brokers that the tests use, and the tools of the newest
+	@for version in 3.9.2 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version || exit; done
 
 clean: ## remove what was built; the broker's jars stay in their cache
 	cargo clean

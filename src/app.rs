@@ -31,7 +31,7 @@ use crate::sys;
 /// How often orphans are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
 /// Signals within this time of each other count as one.
-const SAME_SIGNAL: Duration = Duration::from_millis(100);
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
 /// How much longer than the grace period the end may take once commands are being stopped.
 const LAST_PATIENCE: Duration = Duration::from_secs(15);
 

@@ -11,13 +11,33 @@
 //!                               '-> ledger -> commit
 //! ```
 //!
-//! 1. `intake` polls its `Source`, keeps what it read in a short queue and hands a record over only when a thread of the
-//!    pool is idle; from then on the record is *open* in its partition's ledger.
+//! 1. `intake` polls its `Source`, keeps what it read in a short queue for each partition and hands a record over only when a
+//!    thread of the pool is idle; from then on the record is *open* in its partition's ledger.
 //! 2. `pool` decodes the record (`record`), runs it (`exec`) and sends what came of it.
 //! 3. `publish` writes the result and waits for the broker's acknowledgement; only then is the offset *settled*.
-//! 4. `intake` commits the lowest offset that is not settled.
+//! 4. `intake` commits the lowest offset that is not settled, and beside it which ones beyond it are (`ledger`).
 //!
 //! So a crash at any point leaves a record either reported or uncommitted: worse to lose than to repeat.
+//!
+//! # Behind the seam
+//!
+//! `broker` has two traits, `Source` and `Sink`, and three places behind them:
+//!
+//! - `broker::wire`, our own client: [`wire::conn`](broker::wire::conn) (one connection: frames, versions, TLS below it,
+//!   SASL at its start), [`wire::cluster`](broker::wire::cluster) (who leads what),
+//!   [`wire::group`](broker::wire::group) and [`wire::assignor`](broker::wire::assignor) (membership, and who gets what),
+//!   [`wire::fetch`](broker::wire::fetch) and [`wire::records`](broker::wire::records) (reading),
+//!   [`wire::producer`](broker::wire::producer) (idempotent writing); `wire::source` and `wire::sink` put these together;
+//! - `broker::kafka_crate`, for brokers before 0.11;
+//! - `broker::local`, for `--input`.
+//!
+//! # When a partition moves
+//!
+//! The assignment is sticky and cooperative: a partition that is to move has no owner for one generation. Its old owner
+//! drops what waits, commits a last time and joins again. What still runs goes on; its worker names it in each join, first as
+//! `away`, then as `done`, and the leader passes that on to the new owner, which holds the offset open meanwhile. A worker
+//! leaves only when the owners have committed what it has done. The whole protocol is in
+//! [`wire::assignor`](broker::wire::assignor), the bookkeeping in `intake::partitions`.
 //!
 //! # Threads
 //!
@@ -44,6 +64,13 @@
 //! # Non-obvious
 //!
 //! - SIGCHLD must not be ignored when `wait-timeout` runs: `main` resets it first (it crashes otherwise).
+//! - The consumer thread talks to brokers over sockets that do not block, and waits for all of them at once: a heartbeat never
+//!   waits for a fetch, a fetch never for a rebalance, one broker never for another. The other calls (commits, metadata)
+//!   block, for a fraction of the session timeout at most.
+//! - A record is handed over only within the lease of its partition (`Source::lease`): a process that was stopped for
+//!   longer than its session (SIGSTOP, a suspended machine) wakes up with an idle thread and a record at hand, and must
+//!   not start it.
+//! - The codec reserves memory by lengths from the wire; `wire::guard` checks them first.
 //! - Children are spawned without `pre_exec`, uid or a cleared PATH: std then takes its posix_spawn path, which stays
 //!   fast however large we are. Programs are resolved to absolute paths for the same reason.
 //! - Nobody calls `waitpid(-1)`: it would take away the exit status of another thread's child. Orphans that the kernel

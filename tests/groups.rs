@@ -152,6 +152,48 @@ fn what_a_killed_worker_ran_runs_again_elsewhere() {
 }
 
 #[test]
+fn a_static_member_that_comes_back_has_its_partitions_at_once_and_a_double_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace");
+    let topics = Topics::new(Broker::shared(), 2);
+    let long = ["-X", "session.timeout.ms=30000"]; // nobody is missed while this test lasts
+    let start = |id: &str| {
+        let group = ["--brokers", &topics.broker, "--topic", &topics.commands, "--results-topic", &topics.results];
+        let more = ["--group", &topics.group, "--instance-id", id, "--threads", "2", "-v"];
+        Worker::start(&[&group[..], &more, &long].concat())
+    };
+    let mut one = start("one");
+    let two = start("two");
+    for worker in [&one, &two] {
+        worker.wait_for_log("2 member(s), here partition(s) ");
+    }
+    let partition = |worker: &Worker| {
+        let log = worker.log();
+        let last = log.rsplit("here partition(s) ").next().unwrap();
+        last.split(' ').next().unwrap().to_owned()
+    };
+    one.wait_until("a partition each", || partition(&one) != "none" && partition(&two) != "none");
+    let (of_one, of_two) = (partition(&one), partition(&two));
+    topics.spread(2, &[traced("a", &file, 1.0), traced("b", &file, 1.0)]);
+    one.wait_until("start of both", || starts(&file).len() == 2);
+    one.kill();
+    let one_again = start("one");
+    one_again.wait_for_log(&format!("here partition(s) {of_one} "));
+    topics.wait_for_results(&two, 2);
+    one_again.wait_until("all offsets committed", || topics.committed() == 2);
+    assert_eq!(partition(&two), of_two, "nothing moved");
+    let runs: Vec<usize> = starts(&file).values().map(Vec::len).collect();
+    assert_eq!(runs.iter().sum::<usize>(), 3, "what ran on the one that was killed ran again, and nothing else");
+    // A second worker of the same name takes over, and the first one ends and says so.
+    let double = start("one");
+    let mut one_again = one_again;
+    one_again.expect_exit(78);
+    assert!(one_again.log().contains("another worker has taken over this --instance-id"), "{}", one_again.log());
+    stop(double);
+    stop(two);
+}
+
+#[test]
 fn a_long_command_costs_no_membership_and_holds_up_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");

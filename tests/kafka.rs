@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::broker::Broker;
 use support::kafka::{KeyValue, committed, produce, read_all};
-use support::topics::{Client, Dice, Topics, record, trace, traced};
+use support::topics::{Client, Dice, Topics, originals, record, trace, traced};
 use support::worker::Worker;
 
 /// Makes two tests of each: with our own client and with the kafka crate.
@@ -44,12 +44,7 @@ with_both_clients!(
 
 fn the_original_records_are_run_and_answered_under_their_very_keys(client: Client) {
     let topics = Topics::new(Broker::shared(), 1).with(client);
-    let text =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/records/original-records.jsonl"))
-            .unwrap();
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let records: Vec<KeyValue> =
-        lines.iter().map(|line| (base64(&line["key_b64"]), base64(&line["value_b64"]))).collect();
+    let records = originals();
     let neighbour = record("neighbour", json!(["true"]));
     produce(&topics.broker, &topics.commands, 0, &records);
     produce(&topics.broker, &topics.commands, 0, std::slice::from_ref(&neighbour));
@@ -103,20 +98,6 @@ fn the_original_records_are_run_and_answered_under_their_very_keys(client: Clien
     wanted.sort();
     assert_eq!(seen, wanted);
     assert_eq!(committed(&topics.broker, "AirflowGroupId", &topics.commands)[&0], records.len() as i64 + 1);
-}
-
-fn base64(text: &Value) -> Vec<u8> {
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut count, mut bytes) = (0u32, 0, Vec::new());
-    for c in text.as_str().unwrap().bytes().filter(|&c| c != b'=') {
-        bits = bits << 6 | alphabet.iter().position(|&a| a == c).expect("base64") as u32;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    bytes
 }
 
 fn the_state_format_is_what_the_original_writes(client: Client) {

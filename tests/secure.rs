@@ -255,3 +255,64 @@ fn a_session_that_runs_out_is_replaced_in_time() {
     assert!(!worker.log().contains("fails"), "{}", worker.log());
     assert_eq!(topics.committed(), 4);
 }
+
+#[test]
+fn what_is_not_authorised_is_told_with_operation_resource_and_principal() {
+    let broker = Broker::start();
+    let settings = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                    super.users=User:ANONYMOUS\nsasl.enabled.mechanisms=PLAIN\n\
+                    listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+                    required user_alice=\"alice-secret\";\n";
+    let addresses = broker.add_listeners(&[("LOGIN", "SASL_PLAINTEXT")], settings);
+    let topics = Topics::new(&broker, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("client.properties");
+    fs::write(&file, format!("security.protocol=SASL_PLAINTEXT\n{}", login("PLAIN", "alice", "alice-secret"))).unwrap();
+    let grant = |operation: &str, resource: &[&str]| {
+        let acl = ["--add", "--allow-principal", "User:alice", "--operation", operation];
+        let class = ["kafka.admin.AclCommand", "--bootstrap-server", broker.address()];
+        tool(&[&class, &acl[..], resource].concat());
+    };
+    // Each right that is missing ends the worker and is named, until it has them all.
+    for (operation, kind, name) in
+        [("Read", "topic", &topics.commands), ("Write", "topic", &topics.results), ("Read", "group", &topics.group)]
+    {
+        topics.spread(1, &[record(name, json!(["true"]))]);
+        let more = ["--kafka-config", file.to_str().unwrap(), "--connect-timeout", "5s"];
+        let mut worker = Worker::on(&addresses[0], &topics.commands, &topics.results, &more);
+        worker.expect_exit(77);
+        let refused = format!("{kind} {name}: operation {operation} is not authorised (as user \"alice\")");
+        assert!(worker.log().contains(&refused), "{refused} in\n{}", worker.log());
+        grant(operation, &[&format!("--{kind}"), name]);
+    }
+    let more = ["--kafka-config", file.to_str().unwrap()];
+    let mut worker = Worker::on(&addresses[0], &topics.commands, &topics.results, &more);
+    topics.wait_for_results(&worker, 3);
+    worker.signal("TERM");
+    worker.expect_exit(0);
+}
+
+#[test]
+fn sasl_as_it_was_before_1_0() {
+    // The mechanism's messages go bare, not in SaslAuthenticate; who is refused is cut off without a word.
+    let broker = Broker::start_version("0.11.0.3", &[]);
+    let module = "org.apache.kafka.common.security.plain.PlainLoginModule";
+    broker.write_file("jaas.conf", &format!("KafkaServer {{ {module} required user_alice=\"alice-secret\"; }};\n"));
+    let addresses = broker.add_listeners(&[("LOGIN", "SASL_PLAINTEXT")], "sasl.enabled.mechanisms=PLAIN\n");
+    let topics = Topics::new(&broker, 1);
+    topics.spread(1, &[record("a", json!(["true"]))]);
+    let dir = tempfile::tempdir().unwrap();
+    let worker = |password: &str| {
+        let file = dir.path().join(password);
+        fs::write(&file, format!("security.protocol=SASL_PLAINTEXT\n{}", login("PLAIN", "alice", password))).unwrap();
+        let more = ["--kafka-config", file.to_str().unwrap(), "--connect-timeout", "5s"];
+        Worker::on(&addresses[0], &topics.commands, &topics.results, &more)
+    };
+    let mut good = worker("alice-secret");
+    topics.wait_for_results(&good, 1);
+    good.signal("TERM");
+    good.expect_exit(0);
+    let mut bad = worker("bad-secret");
+    bad.expect_exit(77);
+    assert!(bad.log().contains("authentication of user \"alice\" by PLAIN failed"), "{}", bad.log());
+}

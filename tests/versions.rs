@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use support::broker::{Broker, java_produce, tool};
 use support::kafka::KeyValue;
 use support::scene::{Scene, stop};
-use support::topics::record;
+use support::topics::{originals, record};
 
 const PARTITIONS: usize = 4;
 
@@ -123,31 +123,6 @@ fn do_the_main_job(version: &str) {
     assert_eq!(scene.committed(), Some(all as i64));
     let left = describe(&broker, &scene.group);
     assert!(table(&left).iter().all(|row| row.get("CONSUMER-ID").is_none_or(|id| *id == "-")), "{left}");
-}
-
-/// The records of the original, byte for byte.
-fn originals() -> Vec<KeyValue> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/records/original-records.jsonl");
-    let text = fs::read_to_string(file).unwrap();
-    let record = |line| {
-        let line: Value = serde_json::from_str(line).unwrap();
-        (base64(&line["key_b64"]), base64(&line["value_b64"]))
-    };
-    text.lines().map(record).collect()
-}
-
-fn base64(text: &Value) -> Vec<u8> {
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut count, mut bytes) = (0u32, 0, Vec::new());
-    for c in text.as_str().unwrap().bytes().filter(|&c| c != b'=') {
-        bits = bits << 6 | alphabet.iter().position(|&a| a == c).expect("base64") as u32;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    bytes
 }
 
 /// `kafka-consumer-groups --describe`, of the tools the tests use, which talk to every version.

@@ -1,8 +1,8 @@
 //! The seam to where records come from and results go: two traits and the plain types they speak.
 //!
 //! [`Source`] is owned by the consumer thread, [`Sink`] by the publish thread; no implementation knows of commands,
-//! ledgers or channels. One file each implements both: `kafka_crate` (a Kafka cluster) and `local` (a file or stdin
-//! in, stdout out).
+//! ledgers or channels. Three places implement both: `wire` (our own Kafka client), `kafka_crate` (for old brokers) and
+//! `local` (a file or stdin in, stdout out).
 
 pub mod kafka_crate;
 pub mod local;

@@ -2,6 +2,7 @@
 //!
 //! The consumer and the publish thread own one each; time is passed in.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -22,13 +23,14 @@ pub struct Outage {
     activity: &'static str,
     since: Option<Instant>,
     failures: u32,
-    told: String,
+    /// What was said of this outage: each message once, though they may alternate.
+    told: HashSet<String>,
 }
 
 impl Outage {
     /// Of `activity`, as it is to be named in the log ("reading commands").
     pub fn new(activity: &'static str) -> Self {
-        Outage { activity, since: None, failures: 0, told: String::new() }
+        Outage { activity, since: None, failures: 0, told: HashSet::new() }
     }
 
     /// It failed at `now`. Logged if this is news, and no matter of course. Returns how long to wait before the next try.
@@ -36,9 +38,9 @@ impl Outage {
         let since = *self.since.get_or_insert(now);
         let told = error.to_string();
         let of_course = error.kind() == Kind::Later && now.duration_since(since) < OF_COURSE;
-        if told != self.told && !of_course {
+        if !of_course && !self.told.contains(&told) {
             warn!("{} fails: {told}; trying again", self.activity);
-            self.told = told;
+            self.told.insert(told);
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         self.failures += 1;

@@ -120,6 +120,11 @@ impl Broker {
         addresses
     }
 
+    /// Writes a file into its directory, for its next start.
+    pub fn write_file(&self, name: &str, text: &str) {
+        fs::write(self.dir.join(name), text).expect("write into the broker's directory");
+    }
+
     /// Creates a topic and waits until every partition has a leader, so that no client has to try twice.
     pub fn create_topic(&self, name: &str, partitions: usize) {
         create_topic(&self.client(), name, partitions, 1);

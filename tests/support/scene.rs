@@ -151,6 +151,16 @@ impl Scene {
         eprintln!("{} commands, {again} started again, {results} results", records.len());
     }
 
+    /// Fails if a result stands in its topic more often than its command was started: a result whose answer was lost is
+    /// written again, but not a second time.
+    pub fn assert_results_once(&self) {
+        let starts = self.starts();
+        let states = self.states();
+        let times = |name: &String| starts.get(name).map_or(0, Vec::len);
+        let twice: Vec<_> = states.iter().filter(|(name, states)| states.len() > times(name)).collect();
+        assert!(twice.is_empty(), "more results than starts: {twice:?}");
+    }
+
     /// Fails if a command was started while it ran.
     pub fn assert_nothing_alive_twice(&self, workers: &[&Worker]) {
         let starts = self.starts();

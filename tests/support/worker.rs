@@ -17,6 +17,7 @@ pub struct Worker {
     stdin: Option<ChildStdin>,
     stdout: Lines,
     log: Lines,
+    signalled: std::cell::Cell<bool>,
 }
 
 /// What a stream has brought so far.
@@ -65,7 +66,7 @@ impl Worker {
         let stdout = Lines::collect(child.stdout.take().unwrap());
         let log = Lines::collect(child.stderr.take().unwrap());
         let stdin = child.stdin.take();
-        Worker { child, stdin, stdout, log }
+        Worker { child, stdin, stdout, log, signalled: false.into() }
     }
 
     /// Starts it on the topics of a broker; more `args` go after.
@@ -125,8 +126,11 @@ impl Worker {
         }
     }
 
-    /// Sends it a signal by name, as kill(1) knows it.
+    /// Sends it a signal by name, as kill(1) knows it. A second one has to keep its distance to count as a second one.
     pub fn signal(&self, name: &str) {
+        if self.signalled.replace(true) {
+            thread::sleep(Duration::from_millis(60));
+        }
         let status = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().expect("kill(1)");
         assert!(status.success(), "kill -s {name}");
     }

@@ -23,6 +23,25 @@ const METADATA: i16 = 9;
 /// The newest FindCoordinator for one group at a time.
 const FIND_COORDINATOR: i16 = 3;
 
+/// What topics are asked about for. A topic that is read has to be there, so that a mistyped one does not come into being;
+/// one that is written to may be made by a broker that does so by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Purpose {
+    Read,
+    Write,
+}
+
+impl Purpose {
+    /// The operation that an ACL has to allow; it includes Describe.
+    fn operation(self) -> &'static str {
+        match self {
+            Purpose::Read => "Read",
+            Purpose::Write => "Write",
+        }
+    }
+}
+
 /// The cluster as it was last seen.
 pub struct Cluster {
     dialer: Arc<Dialer>,
@@ -44,20 +63,20 @@ impl Cluster {
     }
 
     /// Asks one broker for the partitions of `topics` and their leaders. After an error the next call asks another one.
-    /// A topic that does not exist is an error that names it; what was learnt of the others is kept. `create`: a broker that
-    /// makes topics by itself may do so.
-    pub fn refresh(&mut self, topics: &[&str], create: bool) -> Result<()> {
+    /// A topic that does not exist is an error that names it; what was learnt of the others is kept.
+    pub fn refresh(&mut self, topics: &[&str], purpose: Purpose) -> Result<()> {
         let names = topics.iter().map(|topic| {
             MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string(topic.to_string()))))
         });
-        let request =
-            MetadataRequest::default().with_topics(Some(names.collect())).with_allow_auto_topic_creation(create);
+        let request = MetadataRequest::default()
+            .with_topics(Some(names.collect()))
+            .with_allow_auto_topic_creation(purpose == Purpose::Write);
         let response =
             self.ask(|conn, deadline| conn.call(conn.version::<MetadataRequest>(METADATA)?, &request, deadline))?;
-        self.learn(response)
+        self.learn(response, purpose)
     }
 
-    fn learn(&mut self, response: MetadataResponse) -> Result<()> {
+    fn learn(&mut self, response: MetadataResponse, purpose: Purpose) -> Result<()> {
         self.brokers = response
             .brokers
             .iter()
@@ -79,7 +98,7 @@ impl Cluster {
                     }
                     self.topics.insert(name, leaders);
                 }
-                Some(code) => failure = Err(errors::explain(code, &Doing::new("Describe", "Topic", &name))),
+                Some(code) => failure = Err(errors::explain(code, &Doing::new(purpose.operation(), "Topic", &name))),
             }
         }
         failure
@@ -115,7 +134,7 @@ impl Cluster {
                 self.brokers.insert(id, format!("{}:{}", response.host, response.port));
                 Ok(id)
             }
-            Some(code) => Err(errors::explain(code, &Doing::new("Describe", "Group", group))),
+            Some(code) => Err(errors::explain(code, &Doing::new("Read", "Group", group))),
         }
     }
 

@@ -26,7 +26,7 @@ use kafka_protocol::protocol::{Request, StrBytes};
 use log::debug;
 
 use super::assignor::{self, Assignment, PROTOCOL, Said, Subscription};
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Purpose};
 use super::conn::Connection;
 use super::errors::{self, Doing};
 use crate::broker::Commit;
@@ -204,7 +204,7 @@ impl Group {
         cluster: &mut Cluster,
         (owned, said): (BTreeSet<i32>, Said),
     ) -> Result<Option<Change>> {
-        cluster.refresh(&[&self.settings.topic], false)?;
+        cluster.refresh(&[&self.settings.topic], Purpose::Read)?;
         self.partitions = i32::try_from(cluster.partition_count(&self.settings.topic)).unwrap_or(i32::MAX);
         let mut conn = match conn.filter(Connection::is_fresh) {
             Some(conn) => conn,

@@ -1,4 +1,8 @@
-//! Kafka's protocol on blocking calls of our own: connections, groups, reading, writing; the codec is `kafka-protocol`.
+//! Our own Kafka client: connections, groups, reading, writing; the codec is `kafka-protocol`. For Kafka 0.11 and newer.
+//!
+//! From the socket up: `stream` and `tls`, `conn` (with `guard`), `dial` (with `sasl`, `scram`), `cluster`; then `group` with
+//! `assignor`, and `fetch` with `records`, which `source` puts together; and `producer` with `sink`. `errors` says what the
+//! codes of the broker mean.
 
 pub mod assignor;
 pub mod cluster;

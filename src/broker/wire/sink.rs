@@ -15,7 +15,7 @@ use kafka_protocol::protocol::StrBytes;
 use kafka_protocol::records::Compression;
 use log::{debug, warn};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Purpose};
 use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::errors::{self, Doing};
@@ -82,7 +82,7 @@ impl WireSink {
                 .flatten()
                 .map(String::as_str)
                 .collect();
-            self.cluster.refresh(&topics, true)?;
+            self.cluster.refresh(&topics, Purpose::Write)?;
             self.stale = false;
         }
         if self.producer.is_none() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 
 use super::assignor::{Assignment, Said, Told};
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Purpose};
 use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::fetch::{self, Came, Fetchers};
@@ -72,7 +72,7 @@ impl WireSource {
             config.brokers.clone(),
             settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10)),
         );
-        cluster.refresh(&[&config.topic], false)?; // a mistyped one must not come into being
+        cluster.refresh(&[&config.topic], Purpose::Read)?;
         let group = Group::new(group::Settings {
             group: config.group.clone(),
             topic: config.topic.clone(),
@@ -340,7 +340,7 @@ impl WireSource {
             return;
         }
         self.refreshed = now;
-        self.stale = match self.cluster.refresh(&[&self.topic], false) {
+        self.stale = match self.cluster.refresh(&[&self.topic], Purpose::Read) {
             Ok(()) => None,
             Err(e) => {
                 debug!("{e}"); // whoever cannot do without will say so

@@ -231,7 +231,7 @@ impl Default for Settings {
             connection_setup_timeout: Duration::from_secs(10),
             reconnect_backoff: Duration::from_millis(50),
             reconnect_backoff_max: Duration::from_secs(1),
-            fetch_max_bytes: 50 << 20,
+            fetch_max_bytes: 8 << 20, // a worker keeps no more than this, beside what runs
             partition_fetch_bytes: 1 << 20,
             fetch_max_wait: Duration::from_millis(500),
             metadata_max_age: Duration::from_secs(300),
