@@ -29,6 +29,8 @@ pub struct Metadata {
     pub nodes: BTreeMap<i32, String>,
     /// The leaders by partition; -1: none.
     pub leaders: BTreeMap<i32, i32>,
+    /// How many replicas are in sync, by partition.
+    pub in_sync: BTreeMap<i32, usize>,
 }
 
 impl Client {
@@ -76,11 +78,13 @@ impl Client {
             answer.int16()?; // error
             let (partition, leader) = (answer.int32()?, answer.int32()?);
             metadata.leaders.insert(partition, leader);
-            for _ in 0..2 {
-                // replicas, in-sync replicas
-                for _ in 0..answer.int32()? {
-                    answer.int32()?;
-                }
+            for _ in 0..answer.int32()? {
+                answer.int32()?; // replica
+            }
+            let in_sync = answer.int32()?;
+            metadata.in_sync.insert(partition, in_sync as usize);
+            for _ in 0..in_sync {
+                answer.int32()?;
             }
         }
         Ok(metadata)
@@ -100,6 +104,15 @@ impl Client {
             .ok_or_else(|| io::Error::other(format!("{topic}-{partition} has no leader")))
     }
 
+    /// Waits until every partition of a topic has this many replicas in sync.
+    pub fn wait_in_sync(&self, topic: &str, replicas: usize) {
+        patiently("wait for the replicas", || {
+            let in_sync = self.metadata(topic)?.in_sync;
+            let all = in_sync.values().all(|&count| count >= replicas);
+            if all { Ok(()) } else { Err(io::Error::other(format!("{topic}: {in_sync:?}"))) }
+        });
+    }
+
     /// The node that coordinates a group, as soon as there is one.
     pub fn coordinator(&self, group: &str) -> i32 {
         patiently("find the coordinator", || self.coordinator_at(group).map(|(node, _)| node))
@@ -115,7 +128,7 @@ impl Client {
         Ok((node, if self.brokers.len() == 1 { asked.to_owned() } else { format!("{host}:{port}") }))
     }
 
-    /// Writes records to a partition as one batch, acknowledged by all replicas. What fails before it is sent is tried
+    /// Writes records to a partition as one batch, acknowledged by all replicas. What was certainly not written is tried
     /// again; an answer that does not come fails the test, since the records might be there twice otherwise.
     pub fn produce(&self, topic: &str, partition: i32, records: &[KeyValue]) {
         let batch = batch(records);
@@ -129,18 +142,24 @@ impl Client {
         body.extend(partition.to_be_bytes());
         body.extend((batch.len() as i32).to_be_bytes());
         body.extend(batch);
-        let address = patiently("find a leader that answers", || {
+        patiently("write", || {
             let (_, address) = self.leader_at(topic, partition)?;
-            TcpStream::connect(&address).map(|_| address)
+            TcpStream::connect(&address)?;
+            let answer = request(&address, 0, 3, &body).and_then(|mut answer| {
+                answer.int32()?; // one topic
+                answer.string()?;
+                answer.int32()?; // one partition
+                answer.int32()?;
+                answer.int16()
+            });
+            match answer {
+                Ok(0) => Ok(()),
+                // Refused before anything was written: the topic or its leader is not known there yet, or any more, or too
+                // few replicas are in sync.
+                Ok(code @ (3 | 5 | 6 | 19)) => Err(io::Error::other(format!("the broker answers error {code}"))),
+                answer => panic!("write to {topic}-{partition} on {address}: {answer:?}"),
+            }
         });
-        let written = request(&address, 0, 3, &body).and_then(|mut answer| {
-            answer.int32()?; // one topic
-            answer.string()?;
-            answer.int32()?; // one partition
-            answer.int32()?;
-            answer.error("write")
-        });
-        written.unwrap_or_else(|e| panic!("write to {topic}-{partition} on {address}: {e}"));
     }
 
     /// Writes records by turns to the first `partitions` partitions.
