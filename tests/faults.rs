@@ -198,7 +198,7 @@ impl Proxied {
         worker.wait_until("end of the backlog", || scene.ended() == records.len());
         scene.wait_for_commit(worker, records.len());
         scene.assert_nothing_alive_twice(&[worker]);
-        self.scene.assert_results_once();
+        scene.assert_results_once();
         scene.assert_none_lost(records, &[worker]);
         stop(self.worker);
     }

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -293,26 +294,72 @@ fn what_is_not_authorised_is_told_with_operation_resource_and_principal() {
 }
 
 #[test]
-fn sasl_as_it_was_before_1_0() {
-    // The mechanism's messages go bare, not in SaslAuthenticate; who is refused is cut off without a word.
+fn kafka_0_11_with_everything_it_has() {
+    // The mechanisms' messages go bare there, not in SaslAuthenticate; who is refused is cut off without a word. Its stores
+    // of keys are Java's own, its users stand in ZooKeeper.
     let broker = Broker::start_version("0.11.0.3", &[]);
-    let module = "org.apache.kafka.common.security.plain.PlainLoginModule";
-    broker.write_file("jaas.conf", &format!("KafkaServer {{ {module} required user_alice=\"alice-secret\"; }};\n"));
-    let addresses = broker.add_listeners(&[("LOGIN", "SASL_PLAINTEXT")], "sasl.enabled.mechanisms=PLAIN\n");
-    let topics = Topics::new(&broker, 1);
-    topics.spread(1, &[record("a", json!(["true"]))]);
     let dir = tempfile::tempdir().unwrap();
-    let worker = |password: &str| {
-        let file = dir.path().join(password);
-        fs::write(&file, format!("security.protocol=SASL_PLAINTEXT\n{}", login("PLAIN", "alice", password))).unwrap();
-        let more = ["--kafka-config", file.to_str().unwrap(), "--connect-timeout", "5s"];
-        Worker::on(&addresses[0], &topics.commands, &topics.results, &more)
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let ca = Ca::new("a CA");
+    let (certificate, key) = ca.sign("worker-7");
+    for (name, text) in [("ca.pem", &ca.1), ("client.pem", &certificate), ("client.key", &key)] {
+        fs::write(path(name), text).unwrap();
+    }
+    let keytool = |args: &[&str]| {
+        let store = ["-storetype", "JKS", "-storepass", "changeit", "-noprompt"];
+        let output = Command::new("keytool").args(args).args(store).output().expect("keytool, which is part of Java");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
     };
-    let mut good = worker("alice-secret");
-    topics.wait_for_results(&good, 1);
-    good.signal("TERM");
-    good.expect_exit(0);
-    let mut bad = worker("bad-secret");
-    bad.expect_exit(77);
-    assert!(bad.log().contains("authentication of user \"alice\" by PLAIN failed"), "{}", bad.log());
+    let own = ["-alias", "broker", "-keystore", &path("broker.jks")];
+    let pair = ["-genkeypair", "-keyalg", "RSA", "-dname", "CN=localhost", "-ext", "SAN=dns:localhost"];
+    keytool(&[&pair[..], &own, &["-keypass", "changeit"]].concat());
+    keytool(&[&["-exportcert", "-rfc", "-file", &path("broker.pem")][..], &own].concat());
+    keytool(&["-importcert", "-alias", "ca", "-file", &path("ca.pem"), "-keystore", &path("trust.jks")]);
+    for (mechanism, user) in [("SCRAM-SHA-256", "sha256"), ("SCRAM-SHA-512", "sha512")] {
+        let password = format!("{mechanism}=[password={user}-secret]");
+        let add = ["--alter", "--add-config", &password, "--entity-type", "users", "--entity-name", user];
+        broker.old_tool(&[&["kafka.admin.ConfigCommand", "--zookeeper", &broker.zookeeper()], &add[..]].concat());
+    }
+    let module = "org.apache.kafka.common.security";
+    let jaas = format!(
+        "KafkaServer {{ {module}.plain.PlainLoginModule required user_alice=\"alice-secret\"; \
+         {module}.scram.ScramLoginModule required; }};\n"
+    );
+    broker.write_file("jaas.conf", &jaas);
+    let settings = format!(
+        "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\nssl.client.auth=required\n\
+         ssl.keystore.location={}\nssl.keystore.password=changeit\nssl.key.password=changeit\n\
+         ssl.truststore.location={}\nssl.truststore.password=changeit\n",
+        path("broker.jks"),
+        path("trust.jks")
+    );
+    let addresses = broker.add_listeners(&[("LOGIN", "SASL_PLAINTEXT"), ("SECURE", "SSL")], &settings);
+    let plaintext = |mechanism: &str, user: &str, password: &str| {
+        format!("security.protocol=SASL_PLAINTEXT\n{}", login(mechanism, user, password))
+    };
+    let tls = format!(
+        "security.protocol=SSL\nssl.ca.location={}\nssl.certificate.location={}\nssl.key.location={}\n",
+        path("broker.pem"),
+        path("client.pem"),
+        path("client.key")
+    );
+    for (address, properties) in [
+        (&addresses[0], plaintext("PLAIN", "alice", "alice-secret")),
+        (&addresses[0], plaintext("SCRAM-SHA-256", "sha256", "sha256-secret")),
+        (&addresses[0], plaintext("SCRAM-SHA-512", "sha512", "sha512-secret")),
+        (&addresses[1], tls),
+    ] {
+        let topics = Topics::new(&broker, 1);
+        topics.spread(1, &[record("a", json!(["true"]))]);
+        fs::write(path("good"), properties).unwrap();
+        let mut worker = Worker::on(address, &topics.commands, &topics.results, &["--kafka-config", &path("good")]);
+        topics.wait_for_results(&worker, 1);
+        worker.signal("TERM");
+        worker.expect_exit(0);
+    }
+    let topics = Topics::new(&broker, 1);
+    fs::write(path("bad"), plaintext("PLAIN", "alice", "bad-secret")).unwrap();
+    let mut worker = Worker::on(&addresses[0], &topics.commands, &topics.results, &["--kafka-config", &path("bad")]);
+    worker.expect_exit(77);
+    assert!(worker.log().contains("authentication of user \"alice\" by PLAIN failed"), "{}", worker.log());
 }

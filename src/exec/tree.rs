@@ -18,6 +18,8 @@ pub const COOKIE: &str = "AIRKAFKA_COMMAND_ID";
 pub struct Tree {
     leader: Pid,
     cookie: Vec<u8>,
+    /// Those that were seen to belong, with their start times: they still do when whatever told it is gone.
+    known: HashMap<i32, u64>,
 }
 
 /// The fields of `/proc/PID/stat` that matter (see proc_pid_stat(5)).
@@ -26,26 +28,32 @@ struct Stat {
     parent: i32,
     group: i32,
     session: i32,
+    /// In clock ticks since boot: with the number an identity that is not given out again.
+    started: u64,
 }
 
 impl Tree {
     /// The tree of `leader`, which was started with `cookie` in its environment.
     pub fn new(leader: Pid, cookie: &str) -> Tree {
-        Tree { leader, cookie: format!("{COOKIE}={cookie}\0").into_bytes() }
+        Tree { leader, cookie: format!("{COOKIE}={cookie}\0").into_bytes(), known: HashMap::new() }
     }
 
     /// Its living processes.
-    pub fn members(&self) -> Vec<Pid> {
+    pub fn members(&mut self) -> Vec<Pid> {
         let processes = processes();
         let leader = self.leader.as_raw_nonzero().get();
         let mut members: HashSet<i32> = processes
             .iter()
             .filter(|&(&pid, stat)| {
-                pid == leader || stat.group == leader || stat.session == leader || self.has_cookie(pid)
+                pid == leader
+                    || stat.group == leader
+                    || stat.session == leader
+                    || self.known.get(&pid) == Some(&stat.started)
+                    || self.has_cookie(pid)
             })
             .map(|(&pid, _)| pid)
             .collect();
-        // Children of members are members, to any depth; a dead parent still tells whose child it is.
+        // Children of members are members, to any depth.
         loop {
             let before = members.len();
             members.extend(
@@ -59,18 +67,22 @@ impl Tree {
                 break;
             }
         }
+        self.known = members.iter().map(|pid| (*pid, processes[pid].started)).collect();
         members.into_iter().filter(|pid| !processes[pid].dead).filter_map(Pid::from_raw).collect()
     }
 
     /// Signals every member. `leader_waits`: the leader has not been reaped, so that its group's number is still its own
     /// and the whole group can be reached in one step, whatever it forks meanwhile.
-    pub fn signal(&self, signal: Signal, leader_waits: bool) {
+    pub fn signal(&mut self, signal: Signal, leader_waits: bool) {
+        // Looked for before anything is signalled: a child in a session of its own, without our cookie, is known by its
+        // parent alone, and that may be gone in a moment.
+        let members = self.members();
         if leader_waits {
             let _ = kill_process_group(self.leader, signal); // ESRCH: nobody left, which is what we want
         }
-        for pid in self.members() {
-            let in_group =
-                stat(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.group == self.leader.as_raw_nonzero().get());
+        let group = self.leader.as_raw_nonzero().get();
+        for pid in members {
+            let in_group = stat(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.group == group);
             if !(leader_waits && in_group) {
                 let _ = kill_process(pid, signal);
             }
@@ -104,7 +116,9 @@ fn stat(pid: i32) -> Option<Stat> {
     let mut fields = std::str::from_utf8(&text[after_name..]).ok()?.split_ascii_whitespace();
     let dead = matches!(fields.next()?, "Z" | "X");
     let mut number = || fields.next()?.parse().ok();
-    Some(Stat { dead, parent: number()?, group: number()?, session: number()? })
+    let (parent, group, session) = (number()?, number()?, number()?);
+    let started = fields.nth(15)?.parse().ok()?;
+    Some(Stat { dead, parent, group, session, started })
 }
 
 #[cfg(test)]

@@ -120,6 +120,20 @@ impl Broker {
         addresses
     }
 
+    /// The address of its ZooKeeper, if it is a broker of old.
+    pub fn zookeeper(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("zookeeper/server.properties")).expect("a ZooKeeper");
+        let port = text.lines().find_map(|line| line.strip_prefix("clientPort=")).expect("its port");
+        format!("127.0.0.1:{port}")
+    }
+
+    /// Runs a tool of its own version.
+    pub fn old_tool(&self, args: &[&str]) {
+        let jars = format!("{}/*", script(&["jars", &self.version]));
+        let output = Command::new("java").args(["-cp", &jars]).args(args).stdin(Stdio::null()).output().expect("java");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Writes a file into its directory, for its next start.
     pub fn write_file(&self, name: &str, text: &str) {
         fs::write(self.dir.join(name), text).expect("write into the broker's directory");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kafka_protocol::ResponseError;
@@ -29,6 +30,8 @@ pub struct Dialer {
     client_id: StrBytes,
     /// How long TCP may take to connect to one address.
     setup: Duration,
+    /// Whether authentication has gone well once.
+    authenticated: AtomicBool,
 }
 
 impl Dialer {
@@ -40,6 +43,7 @@ impl Dialer {
             sasl: settings.sasl.clone(),
             client_id: StrBytes::from_string(settings.client_id.clone()),
             setup: settings.connection_setup_timeout,
+            authenticated: AtomicBool::new(false),
         })
     }
 
@@ -62,10 +66,13 @@ impl Dialer {
             }
         };
         conn.set_versions(versions(&response, &conn)?);
-        if let Some(sasl) = &self.sasl
-            && let Some(lifetime) = sasl::authenticate(&mut conn, sasl, deadline)?
-        {
-            conn.use_until(Instant::now() + lifetime.mul_f64(OF_LIFETIME));
+        if let Some(sasl) = &self.sasl {
+            let before = self.authenticated.load(Ordering::Relaxed);
+            let lifetime = sasl::authenticate(&mut conn, sasl, before, deadline)?;
+            self.authenticated.store(true, Ordering::Relaxed);
+            if let Some(lifetime) = lifetime {
+                conn.use_until(Instant::now() + lifetime.mul_f64(OF_LIFETIME));
+            }
         }
         Ok(conn)
     }

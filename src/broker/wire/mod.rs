@@ -20,6 +20,7 @@ pub mod sink;
 pub mod source;
 pub mod stream;
 pub mod tls;
+pub mod token;
 
 /// The oldest version of Fetch that is used here: that of Kafka 0.11, with record batches.
 pub const OLDEST_FETCH: i16 = 4;

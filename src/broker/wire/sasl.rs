@@ -2,27 +2,26 @@
 //!
 //! Brokers before 1.0 take the mechanism's messages bare, each behind its length, instead of in SaslAuthenticate.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{SaslAuthenticateRequest, SaslHandshakeRequest};
 use kafka_protocol::protocol::{Request, StrBytes};
-use wait_timeout::ChildExt;
 
 use super::conn::Connection;
 use super::scram::{self, Hash};
-use crate::config::client::{Login, Sasl, Token, TokenSource};
-use crate::error::{Error, Kind, Result, os_text};
+use super::token;
+use crate::config::client::{Login, Sasl, Token};
+use crate::error::{Error, Kind, Result};
 
 /// The newest SaslAuthenticate.
 const AUTHENTICATE: i16 = 2;
-/// How long a program may take to print a token.
-const TOKEN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Authenticates. Returns how long the broker takes it for valid, if that is limited (KIP-368).
-pub fn authenticate(conn: &mut Connection, sasl: &Sasl, deadline: Instant) -> Result<Option<Duration>> {
+///
+/// `before`: it went well before, so that a broker of old that cuts us off is more likely on its way down.
+pub fn authenticate(conn: &mut Connection, sasl: &Sasl, before: bool, deadline: Instant) -> Result<Option<Duration>> {
     let mechanism = sasl.mechanism();
     let framed = conn.serves(SaslHandshakeRequest::KEY, 1) && conn.serves(SaslAuthenticateRequest::KEY, 0);
     let request = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
@@ -37,7 +36,7 @@ pub fn authenticate(conn: &mut Connection, sasl: &Sasl, deadline: Instant) -> Re
         );
         return Err(Error::new(Kind::Refused, why).hint("set sasl.mechanism to one of these"));
     }
-    let mut exchange = Exchange { conn, sasl, framed, deadline, lifetime: None };
+    let mut exchange = Exchange { conn, sasl, framed, before, deadline, lifetime: None };
     match sasl {
         Sasl::Plain(Login { user, password }) => {
             exchange.ask(format!("\0{user}\0{}", password.reveal()).into_bytes())?;
@@ -53,6 +52,7 @@ struct Exchange<'a> {
     conn: &'a mut Connection,
     sasl: &'a Sasl,
     framed: bool,
+    before: bool,
     deadline: Instant,
     lifetime: Option<Duration>,
 }
@@ -62,7 +62,8 @@ impl Exchange<'_> {
     fn ask(&mut self, message: Vec<u8>) -> Result<Bytes> {
         if !self.framed {
             // A broker of that time closes the connection when it refuses.
-            return self.conn.call_bare(&message, self.deadline).map_err(|e| self.refused(&e.to_string()));
+            let answer = self.conn.call_bare(&message, self.deadline);
+            return answer.map_err(|e| if self.before { e } else { self.refused(&e.to_string()) });
         }
         let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
         let version = self.conn.version::<SaslAuthenticateRequest>(AUTHENTICATE)?;
@@ -89,8 +90,8 @@ impl Exchange<'_> {
     }
 
     fn bearer(&mut self, token: &Token) -> Result<()> {
-        let text = token_text(&token.source)?;
-        let mut message = format!("n,,\u{1}auth=Bearer {text}\u{1}");
+        let text = token::fetch(&token.source, self.deadline)?;
+        let mut message = format!("n,,\u{1}auth=Bearer {}\u{1}", text.reveal());
         for (name, value) in &token.extensions {
             message.push_str(&format!("{name}={value}\u{1}"));
         }
@@ -117,39 +118,4 @@ impl Exchange<'_> {
         )
         .hint("check user, password or token, and that the broker knows them for this mechanism")
     }
-}
-
-/// The token, read anew.
-fn token_text(source: &TokenSource) -> Result<String> {
-    let failed = |what: String| Error::new(Kind::Unavailable, what);
-    let text = match source {
-        TokenSource::File(path) => std::fs::read_to_string(path)
-            .map_err(|e| failed(format!("airkafka.token.file {}: {}", path.display(), os_text(&e))))?,
-        TokenSource::Command(argv) => {
-            let failed = |why: String| failed(format!("airkafka.token.command {}: {why}", argv[0]));
-            let mut child = Command::new(&argv[0])
-                .args(&argv[1..])
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::inherit())
-                .spawn()
-                .map_err(|e| failed(os_text(&e)))?;
-            let status = child.wait_timeout(TOKEN_PATIENCE).map_err(|e| failed(os_text(&e)))?;
-            if status.is_none() {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(format!("has printed no token within {} s", TOKEN_PATIENCE.as_secs())));
-            }
-            let output = child.wait_with_output().map_err(|e| failed(os_text(&e)))?;
-            if !output.status.success() {
-                return Err(failed(format!("ended with {}", output.status)));
-            }
-            String::from_utf8(output.stdout).map_err(|_| failed("its output is not UTF-8".into()))?
-        }
-    };
-    let token = text.trim();
-    if token.is_empty() || token.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(failed("the token is empty, or has blanks in it".into()));
-    }
-    Ok(token.to_string())
 }
