@@ -26,8 +26,6 @@ const METADATA_LIMIT: usize = 4096;
 const TELL_EVERY: Duration = Duration::from_secs(3);
 /// How much longer than its long poll a Fetch may be silent; a large answer on a slow line is not silent.
 const FETCH_PATIENCE: Duration = Duration::from_secs(10);
-/// How long, when leaving, the owners of other partitions are waited for to commit what they were told.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often, at most, the cluster is asked again who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,7 +55,6 @@ pub struct WireSource {
     /// What of `done` the leader of a settled generation has passed on.
     told: BTreeMap<i32, Runs>,
     tell_at: Instant,
-    leaving_until: Option<Instant>,
     draining: bool,
     /// Partitions without a leader, if that was said.
     leaderless: Outage,
@@ -107,7 +104,6 @@ impl WireSource {
             telling: BTreeMap::new(),
             told: BTreeMap::new(),
             tell_at: now,
-            leaving_until: None,
             draining: false,
             leaderless: Outage::new("finding the leaders"),
         })
@@ -417,10 +413,10 @@ impl Source for WireSource {
         if self.assigned.is_some() {
             return Ok(false); // it may concern us, and then be committed
         }
-        // And to have committed it: if one of them dies before, who else could tell the next owner?
-        let now = Instant::now();
-        let until = *self.leaving_until.get_or_insert(now + LEAVE_PATIENCE);
-        if !self.done.is_empty() && now < until {
+        // And to have committed it: if one of them dies before, who else could tell the next owner? A partition whose
+        // owner has just died has none until that one's session is over.
+        if !self.done.is_empty() {
+            let now = Instant::now();
             if now >= self.tell_at {
                 self.tell_at = now + REFRESH_PAUSE;
                 self.forget_what_is_settled();
