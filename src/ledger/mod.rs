@@ -142,10 +142,9 @@ impl PartitionLedger {
             self.settle(offset);
         }
         let ahead = run.start.max(self.next)..run.end;
-        let before = self.ahead.clone();
-        self.ahead.insert(ahead);
-        let news = self.ahead != before;
+        let news = !self.ahead.covers(&ahead);
         if news {
+            self.ahead.insert(ahead);
             self.letters_ahead = letters_of(&self.ahead);
             self.advance(self.next); // it may be the very next one
         }

@@ -126,7 +126,9 @@ impl WireSource {
 
     /// Whether the owners know of all that is done.
     fn is_told(&self) -> bool {
-        self.done.iter().all(|(partition, runs)| self.told.get(partition).is_some_and(|told| told.covers(runs)))
+        self.done.iter().all(|(partition, runs)| {
+            self.told.get(partition).is_some_and(|told| runs.iter().all(|run| told.covers(run)))
+        })
     }
 
     fn note_leaderless(&mut self, leaderless: Option<Error>) {
