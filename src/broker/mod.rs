@@ -7,8 +7,9 @@
 pub mod kafka_crate;
 pub mod local;
 pub mod outage;
-mod partition;
 mod probe;
+mod reading;
+mod route;
 pub mod wire;
 
 use std::collections::BTreeSet;

@@ -7,7 +7,8 @@ use kafka::client::{KafkaClient, ProduceMessage, RequiredAcks};
 use kafka::error::KafkaCode;
 
 use super::{connect, explain, explain_code, guarded};
-use crate::broker::{Outgoing, Sink, Target, partition};
+use crate::broker::route::{self, Topics};
+use crate::broker::{Outgoing, Sink};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 
@@ -19,7 +20,8 @@ const REQUEST_BYTES: usize = 64 * 1024;
 /// Owns a client of its own: a client is not shared between threads.
 #[derive(Debug)]
 pub struct KafkaSink {
-    config: config::Kafka,
+    brokers: Vec<String>,
+    topics: Topics,
     client: Option<KafkaClient>,
 }
 
@@ -40,28 +42,16 @@ impl From<Error> for Failure {
 impl KafkaSink {
     /// Connects and finds the topics.
     pub fn connect(config: &config::Kafka) -> Result<KafkaSink> {
-        let mut sink = KafkaSink { config: config.clone(), client: None };
-        sink.client = Some(connect(&sink.config.brokers, &sink.topics())?);
-        Ok(sink)
-    }
-
-    fn topics(&self) -> Vec<&str> {
-        let dead_letters = self.config.dead_letter_topic.as_deref();
-        [Some(self.config.results_topic.as_str()), dead_letters].into_iter().flatten().collect()
-    }
-
-    fn topic(&self, target: Target) -> &str {
-        match (target, &self.config.dead_letter_topic) {
-            (Target::DeadLetter, Some(topic)) => topic,
-            _ => &self.config.results_topic,
-        }
+        let topics = Topics::new(config);
+        let client = Some(connect(&config.brokers, &topics.all())?);
+        Ok(KafkaSink { brokers: config.brokers.clone(), topics, client })
     }
 
     /// Sends the first records of `unsent`, `limit` or a request full, and takes out what was acknowledged.
     fn send_some(&mut self, unsent: &mut Vec<Outgoing>, limit: usize) -> std::result::Result<(), Failure> {
         let mut client = match self.client.take() {
             Some(client) => client,
-            None => connect(&self.config.brokers, &self.topics())?,
+            None => connect(&self.brokers, &self.topics.all())?,
         };
         let mut places = Vec::new(); // topic and partition of each record of this request
         let mut bytes = 0;
@@ -70,7 +60,7 @@ impl KafkaSink {
             if bytes > REQUEST_BYTES && !places.is_empty() {
                 break;
             }
-            let topic = self.topic(out.target);
+            let topic = self.topics.name(out.target);
             places.push((topic, choose_partition(&client, topic, out)?));
         }
         let messages = places.iter().zip(&*unsent).map(|(&(topic, partition), out)| {
@@ -131,17 +121,13 @@ impl Sink for KafkaSink {
     }
 }
 
-/// By the key, over all partitions of the topic; a record without a key goes by its command's partition.
+/// Over all partitions of the topic, those without a leader included.
 fn choose_partition(client: &KafkaClient, topic: &str, out: &Outgoing) -> Result<i32> {
     let no_leader = |what: String| Error::new(Kind::Unavailable, format!("{what} has no leader"));
     let topics = client.topics();
     let partitions = topics.partitions(topic).filter(|known| !known.is_empty());
     let partitions = partitions.ok_or_else(|| no_leader(topic.into()))?;
-    let chosen = match &out.key {
-        Some(key) => partition::for_key(key, partitions.len()),
-        None => out.at.partition.unsigned_abs() as usize % partitions.len(),
-    };
-    let chosen = i32::try_from(chosen).expect("a topic has fewer than 2^31 partitions");
+    let chosen = route::partition(out, partitions.len());
     match partitions.partition(chosen) {
         Some(partition) if partition.is_available() => Ok(chosen),
         _ => Err(no_leader(format!("{topic}-{chosen}"))),

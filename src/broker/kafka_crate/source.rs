@@ -14,7 +14,7 @@ use kafka::error::{Error as CrateError, KafkaCode};
 use log::{debug, info, warn};
 
 use super::{connect, explain, explain_code, guarded, leaders, load_metadata};
-use crate::broker::{Commit, Demand, Event, Position, Record, Source};
+use crate::broker::{Commit, Demand, Event, Position, Record, Source, reading};
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
 
@@ -158,10 +158,7 @@ impl KafkaSource {
                 }
             }
         }
-        // In turn from each partition, so that a long backlog in one does not hold up the others.
-        while queues.iter().any(|queue| !queue.is_empty()) {
-            events.extend(queues.iter_mut().filter_map(VecDeque::pop_front).map(Event::Record));
-        }
+        reading::in_turn(queues, events);
         failure.map_or(Ok(()), Err)
     }
 
@@ -293,17 +290,12 @@ impl KafkaSource {
         Ok(best)
     }
 
-    /// The offset does not exist (any more): goes on at the earliest one, since it is worse to lose than to repeat.
+    /// The offset does not exist (any more): goes on at the earliest one.
     fn reset(&mut self, client: &mut KafkaClient, id: i32) -> Result<()> {
         let earliest = self.ends(client, StartFrom::Earliest)?.into_iter().find(|(partition, _)| *partition == id);
         let (Some((_, earliest)), Some(reading)) = (earliest, self.partitions.get_mut(&id)) else { return Ok(()) };
-        let offset = reading.offset;
-        let why = if offset < earliest {
-            format!("retention has deleted {} offset(s) that were never run", earliest - offset)
-        } else {
-            "the topic was made anew or has lost its end".into()
-        };
-        warn!("{}-{id}@{offset} does not exist: {why}; going on at {earliest}", self.topic);
+        let at = Position { topic: self.topic.clone(), partition: id, offset: reading.offset };
+        reading::warn_of_gap(&at, earliest);
         *reading = Reading { offset: earliest, fetch_bytes: FETCH_BYTES };
         self.assigned.push(Event::Assigned { partition: id, offset: earliest, metadata: String::new() });
         Ok(())

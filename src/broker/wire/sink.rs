@@ -20,7 +20,8 @@ use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::errors::{self, Doing};
 use super::producer::{Place, Producer, Verdict};
-use crate::broker::{Outgoing, Sink, Target, partition};
+use crate::broker::route::{self, Topics};
+use crate::broker::{Outgoing, Sink, Target};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 
@@ -36,8 +37,7 @@ const REST: Duration = Duration::from_millis(500);
 
 /// The writer of results.
 pub struct WireSink {
-    results_topic: String,
-    dead_letter_topic: Option<String>,
+    topics: Topics,
     compression: Compression,
     /// How long an answer may take; three quarters of it are for the replicas.
     patience: Duration,
@@ -59,8 +59,7 @@ impl WireSink {
         let cluster =
             Cluster::new(dialer, config.brokers.clone(), settings.request_timeout.min(Duration::from_secs(10)));
         let mut sink = WireSink {
-            results_topic: config.results_topic.clone(),
-            dead_letter_topic: config.dead_letter_topic.clone(),
+            topics: Topics::new(config),
             compression: compression(settings.compression),
             patience: settings.request_timeout.min(PATIENCE),
             cluster,
@@ -77,12 +76,7 @@ impl WireSink {
     /// Sees to it that the leaders and a producer id are known.
     fn prepare(&mut self) -> Result<()> {
         if self.stale {
-            let topics: Vec<&str> = [Some(&self.results_topic), self.dead_letter_topic.as_ref()]
-                .into_iter()
-                .flatten()
-                .map(String::as_str)
-                .collect();
-            self.cluster.refresh(&topics, Purpose::Write)?;
+            self.cluster.refresh(&self.topics.all(), Purpose::Write)?;
             self.stale = false;
         }
         if self.producer.is_none() {
@@ -119,13 +113,6 @@ impl WireSink {
         );
         self.idempotent = false;
         self.producer = None;
-    }
-
-    fn topic(&self, target: Target) -> &str {
-        match (target, &self.dead_letter_topic) {
-            (Target::DeadLetter, Some(topic)) => topic,
-            _ => &self.results_topic,
-        }
     }
 
     /// One round: sends what can be sent, and waits for the answers. Returns what hindered a part of it.
@@ -178,7 +165,7 @@ impl WireSink {
         let mut by_leader: BTreeMap<i32, BTreeMap<Target, Vec<PartitionProduceData>>> = BTreeMap::new();
         for (&(target, partition), batch) in producer.batches(unsent, |out| self.place(out), now_ms) {
             let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch.bytes.clone()));
-            match self.cluster.leader(self.topic(target), partition) {
+            match self.cluster.leader(self.topics.name(target), partition) {
                 Some(leader) if self.resting.get(&leader).is_some_and(|until| Instant::now() < *until) => {
                     *hindrance = Some(Error::new(Kind::Unavailable, format!("broker {leader} is not heard from")));
                 }
@@ -186,7 +173,7 @@ impl WireSink {
                 None => {
                     *hindrance = Some(Error::new(
                         Kind::Unavailable,
-                        format!("{}-{partition} has no leader", self.topic(target)),
+                        format!("{}-{partition} has no leader", self.topics.name(target)),
                     ));
                     self.stale = true;
                 }
@@ -197,7 +184,7 @@ impl WireSink {
             let places =
                 topics.iter().flat_map(|(&target, data)| data.iter().map(move |data| (target, data.index))).collect();
             let topics = topics.into_iter().map(|(target, data)| {
-                let name = TopicName(StrBytes::from_string(self.topic(target).to_string()));
+                let name = TopicName(StrBytes::from_string(self.topics.name(target).to_string()));
                 TopicProduceData::default().with_name(name).with_partition_data(data)
             });
             let timeout_ms = (self.patience * 3 / 4).as_millis().try_into().unwrap_or(i32::MAX);
@@ -211,14 +198,10 @@ impl WireSink {
         by_leader.into_iter().map(|(leader, topics)| (leader, request(topics))).collect()
     }
 
-    /// By the key, over all partitions of the topic; a record without a key goes by its command's partition.
+    /// Over all partitions of the topic, those without a leader included.
     fn place(&self, out: &Outgoing) -> Place {
-        let count = self.cluster.partition_count(self.topic(out.target)).max(1);
-        let chosen = match &out.key {
-            Some(key) => partition::for_key(key, count),
-            None => out.at.partition.unsigned_abs() as usize % count,
-        };
-        (out.target, i32::try_from(chosen).expect("a topic has fewer than 2^31 partitions"))
+        let count = self.cluster.partition_count(self.topics.name(out.target)).max(1);
+        (out.target, route::partition(out, count))
     }
 
     fn send(&mut self, leader: i32, request: &ProduceRequest, deadline: Instant) -> Result<()> {
@@ -252,7 +235,8 @@ impl WireSink {
         let mut keep = true;
         for topic in &response.responses {
             for answer in &topic.partition_responses {
-                let of_topic = |place: &&Place| self.topic(place.0) == topic.name.0.as_str() && place.1 == answer.index;
+                let of_topic =
+                    |place: &&Place| self.topics.name(place.0) == topic.name.0.as_str() && place.1 == answer.index;
                 let Some(&place) = places.iter().find(of_topic) else { continue };
                 let code = ResponseError::try_from_code(answer.error_code);
                 let verdict = producer.answered(place, code, unsent);

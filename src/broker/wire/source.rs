@@ -14,7 +14,7 @@ use super::dial::Dialer;
 use super::fetch::{self, Came, Fetchers};
 use super::group::{self, Change, Group};
 use crate::broker::outage::Outage;
-use crate::broker::{Commit, Demand, Event, Position, Record, Source};
+use crate::broker::{Commit, Demand, Event, Position, Record, Source, reading};
 use crate::config::client::Isolation;
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
@@ -284,7 +284,7 @@ impl WireSource {
         Ok(starts)
     }
 
-    /// Makes events of what the leaders have given: from each partition in turn.
+    /// Makes events of what the leaders have given.
     fn take(&mut self, came: Vec<Came>, events: &mut Vec<Event>) {
         let mut queues: Vec<VecDeque<Record>> = Vec::new();
         for news in came {
@@ -303,12 +303,10 @@ impl WireSource {
                 Came::Moved => drop(self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE)),
             }
         }
-        while queues.iter().any(|queue| !queue.is_empty()) {
-            events.extend(queues.iter_mut().filter_map(VecDeque::pop_front).map(Event::Record));
-        }
+        reading::in_turn(queues, events);
     }
 
-    /// The offset does not exist (any more): goes on at the earliest one, since it is worse to lose than to repeat.
+    /// The offset does not exist (any more): goes on at the earliest one.
     fn reset(&mut self, partition: i32, events: &mut Vec<Event>) {
         let Some(offset) = self.fetchers.offset(partition) else { return };
         let earliest = match self.fetchers.ends(&self.cluster, &[partition].into(), StartFrom::Earliest) {
@@ -319,12 +317,7 @@ impl WireSource {
             }
         };
         let Some(earliest) = earliest else { return };
-        let why = if offset < earliest {
-            format!("retention has deleted {} offset(s) that were never run", earliest - offset)
-        } else {
-            "the topic was made anew or has lost its end".into()
-        };
-        warn!("{}-{partition}@{offset} does not exist: {why}; going on at {earliest}", self.topic);
+        reading::warn_of_gap(&Position { topic: self.topic.clone(), partition, offset }, earliest);
         self.fetchers.seek(partition, earliest);
         events.push(Event::Assigned { partition, offset: earliest, metadata: String::new() });
     }

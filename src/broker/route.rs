@@ -1,8 +1,47 @@
-//! Which partition a key belongs to: murmur2, as Java's and Python's clients compute it, so that results of one key
-//! stay together whoever writes them.
+//! Where a record that is written goes: its topic, and the partition of its key by murmur2, as Java's and Python's
+//! clients compute it, so that results of one key stay together whoever writes them.
+
+use super::{Outgoing, Target};
+use crate::config;
+
+/// The topics that are written to.
+#[derive(Clone, Debug)]
+pub struct Topics {
+    results: String,
+    dead_letters: Option<String>,
+}
+
+impl Topics {
+    /// Those of `config`.
+    pub fn new(config: &config::Kafka) -> Topics {
+        Topics { results: config.results_topic.clone(), dead_letters: config.dead_letter_topic.clone() }
+    }
+
+    /// The topic of that meaning.
+    pub fn name(&self, target: Target) -> &str {
+        match (target, &self.dead_letters) {
+            (Target::DeadLetter, Some(topic)) => topic,
+            _ => &self.results,
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<&str> {
+        [Some(self.results.as_str()), self.dead_letters.as_deref()].into_iter().flatten().collect()
+    }
+}
+
+/// The partition of a record in a topic that has `count`: by its key; without one by its command's partition.
+pub fn partition(out: &Outgoing, count: usize) -> i32 {
+    let chosen = match &out.key {
+        Some(key) => for_key(key, count),
+        None => out.at.partition.unsigned_abs() as usize % count,
+    };
+    i32::try_from(chosen).expect("a topic has fewer than 2^31 partitions")
+}
 
 /// The partition, of `count`, for `key`.
-pub fn for_key(key: &[u8], count: usize) -> usize {
+fn for_key(key: &[u8], count: usize) -> usize {
     (murmur2(key) & 0x7fff_ffff) as usize % count
 }
 
