@@ -17,11 +17,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use kafka_protocol::messages::consumer_protocol_assignment::TopicPartition as Assigned;
 use kafka_protocol::messages::consumer_protocol_subscription::TopicPartition as Owned;
-use kafka_protocol::messages::{ConsumerProtocolAssignment, ConsumerProtocolSubscription, TopicName};
-use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use kafka_protocol::messages::{ConsumerProtocolAssignment, ConsumerProtocolSubscription};
+use kafka_protocol::protocol::{Decodable, Encodable};
 use serde::{Deserialize, Serialize};
 
 use super::guard::Guarded;
+use super::topic_name;
 use crate::broker::At;
 
 /// How we call the way partitions are assigned; members that do not know it cannot join.
@@ -180,11 +181,10 @@ fn balance<'a>(
 impl Subscription {
     /// Its bytes on the wire.
     pub fn encode(&self) -> Bytes {
-        let topic = StrBytes::from_string(self.topic.clone());
-        let owned =
-            Owned::default().with_topic(TopicName(topic.clone())).with_partitions(self.owned.iter().copied().collect());
+        let topic = topic_name(&self.topic);
+        let owned = Owned::default().with_topic(topic.clone()).with_partitions(self.owned.iter().copied().collect());
         let subscription = ConsumerProtocolSubscription::default()
-            .with_topics(vec![topic])
+            .with_topics(vec![topic.0])
             .with_owned_partitions(vec![owned])
             .with_user_data(Some(user_data(&self.said)));
         versioned(&subscription)
@@ -206,7 +206,7 @@ impl Assignment {
     /// Its bytes on the wire.
     pub fn encode(&self, topic: &str) -> Bytes {
         let partitions = Assigned::default()
-            .with_topic(TopicName(StrBytes::from_string(topic.into())))
+            .with_topic(topic_name(topic))
             .with_partitions(self.partitions.iter().copied().collect());
         let assignment = ConsumerProtocolAssignment::default()
             .with_assigned_partitions(vec![partitions])

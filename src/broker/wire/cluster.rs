@@ -10,12 +10,13 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::find_coordinator_response::FindCoordinatorResponse;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::MetadataResponse;
-use kafka_protocol::messages::{BrokerId, FindCoordinatorRequest, MetadataRequest, TopicName};
+use kafka_protocol::messages::{BrokerId, FindCoordinatorRequest, MetadataRequest};
 use kafka_protocol::protocol::StrBytes;
 
 use super::conn::Connection;
 use super::dial::Dialer;
 use super::errors::{self, Doing};
+use super::topic_name;
 use crate::error::{Error, Kind, Result};
 
 /// The newest Metadata by topic name alone.
@@ -65,9 +66,7 @@ impl Cluster {
     /// Asks one broker for the partitions of `topics` and their leaders. After an error the next call asks another one.
     /// A topic that does not exist is an error that names it; what was learnt of the others is kept.
     pub fn refresh(&mut self, topics: &[&str], purpose: Purpose) -> Result<()> {
-        let names = topics.iter().map(|topic| {
-            MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string(topic.to_string()))))
-        });
+        let names = topics.iter().map(|topic| MetadataRequestTopic::default().with_name(Some(topic_name(topic))));
         let request = MetadataRequest::default()
             .with_topics(Some(names.collect()))
             .with_allow_auto_topic_creation(purpose == Purpose::Write);

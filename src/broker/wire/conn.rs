@@ -213,27 +213,28 @@ impl Connection {
     /// Sends a request and waits for its response; nothing else may be under way.
     pub fn call<R: Request>(&mut self, version: i16, request: &R, deadline: Instant) -> Result<R::Response> {
         self.send(version, request, deadline)?;
-        loop {
-            if let Some(response) = self.receive::<R>()? {
-                return Ok(response);
-            }
-            if Instant::now() >= deadline {
-                return Err(self.failed(format!("no answer to {} in time", api_name(R::KEY))));
-            }
-            wait_readable(&[&*self], deadline);
-        }
+        let response = self.wait_for(deadline, Self::receive::<R>)?;
+        response.ok_or_else(|| self.failed(format!("no answer to {} in time", api_name(R::KEY))))
     }
 
     /// Sends bytes behind their length and waits for bytes behind theirs: how SASL was spoken before 1.0.
     pub fn call_bare(&mut self, message: &[u8], deadline: Instant) -> Result<Bytes> {
         let length = i32::try_from(message.len()).map_err(|_| self.failed("a message larger than 2 GiB".into()))?;
         self.write(&[&length.to_be_bytes()[..], message].concat(), deadline)?;
+        let answer = self.wait_for(deadline, |conn| conn.read_frame(0))?;
+        answer.ok_or_else(|| self.failed("no answer in time".into()))
+    }
+
+    /// What `receive` gives, as soon as it gives something; `None`: not in time.
+    fn wait_for<T>(
+        &mut self,
+        deadline: Instant,
+        mut receive: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         loop {
-            if let Some(answer) = self.read_frame(0)? {
-                return Ok(answer);
-            }
-            if Instant::now() >= deadline {
-                return Err(self.failed("no answer in time".into()));
+            let received = receive(self)?;
+            if received.is_some() || Instant::now() >= deadline {
+                return Ok(received);
             }
             wait_readable(&[&*self], deadline);
         }

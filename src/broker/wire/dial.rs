@@ -109,9 +109,7 @@ impl Dialer {
         let told = e.to_string();
         if self.tls.is_some() && told.contains("alert") {
             // With TLS 1.3 a client certificate is refused only after the handshake.
-            return Error::new(Kind::Refused, format!("broker {address}: TLS: the broker refuses us: {told}")).hint(
-                "it may want a client certificate (ssl.certificate.location, ssl.key.location) of a CA it believes",
-            );
+            return tls::refused(address, &format!(": {told}"));
         }
         if self.tls.is_none() && told.contains("closed the connection") {
             return e.hint("is this the port of a listener with TLS, or of something else than Kafka?");

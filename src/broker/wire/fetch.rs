@@ -10,13 +10,13 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::{BrokerId, FetchRequest, ListOffsetsRequest, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::{BrokerId, FetchRequest, ListOffsetsRequest};
 
 use super::cluster::Cluster;
 use super::conn::Connection;
 use super::errors::{self, Doing};
 use super::records::{self, Aborted, Batches};
+use super::{millis, topic_name};
 use crate::broker::outage::Outage;
 use crate::config::StartFrom;
 use crate::error::{Error, Kind, Result};
@@ -240,7 +240,7 @@ impl Fetcher {
         let topic = FetchTopic::default().with_topic(topic_name(&settings.topic)).with_partitions(partitions.collect());
         let request = FetchRequest::default()
             .with_replica_id(BrokerId(-1))
-            .with_max_wait_ms(LONG_POLL.as_millis() as i32)
+            .with_max_wait_ms(millis(LONG_POLL))
             .with_min_bytes(1)
             .with_max_bytes(settings.broker_bytes)
             .with_isolation_level(settings.read_committed.into())
@@ -332,8 +332,4 @@ impl Position {
         self.offset = batches.next;
         Ok((!batches.records.is_empty()).then_some(Came::Records(partition, batches)))
     }
-}
-
-fn topic_name(topic: &str) -> TopicName {
-    TopicName(StrBytes::from_string(topic.to_string()))
 }

@@ -22,5 +22,20 @@ pub mod stream;
 pub mod tls;
 pub mod token;
 
+use std::time::Duration;
+
+use kafka_protocol::messages::TopicName;
+use kafka_protocol::protocol::StrBytes;
+
 /// The oldest version of Fetch that is used here: that of Kafka 0.11, with record batches.
 pub const OLDEST_FETCH: i16 = 4;
+
+/// A topic's name as it stands in requests.
+fn topic_name(topic: &str) -> TopicName {
+    TopicName(StrBytes::from_string(topic.to_string()))
+}
+
+/// A duration as it stands in requests, in milliseconds.
+fn millis(duration: Duration) -> i32 {
+    duration.as_millis().try_into().unwrap_or(i32::MAX)
+}

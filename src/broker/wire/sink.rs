@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::produce_response::ProduceResponse;
-use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest};
 use kafka_protocol::records::Compression;
 use log::{debug, warn};
 
@@ -20,6 +19,7 @@ use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::errors::{self, Doing};
 use super::producer::{Place, Producer, Verdict};
+use super::{millis, topic_name};
 use crate::broker::route::{self, Topics};
 use crate::broker::{Outgoing, Sink, Target};
 use crate::config;
@@ -184,10 +184,10 @@ impl WireSink {
             let places =
                 topics.iter().flat_map(|(&target, data)| data.iter().map(move |data| (target, data.index))).collect();
             let topics = topics.into_iter().map(|(target, data)| {
-                let name = TopicName(StrBytes::from_string(self.topics.name(target).to_string()));
+                let name = topic_name(self.topics.name(target));
                 TopicProduceData::default().with_name(name).with_partition_data(data)
             });
-            let timeout_ms = (self.patience * 3 / 4).as_millis().try_into().unwrap_or(i32::MAX);
+            let timeout_ms = millis(self.patience * 3 / 4);
             let request = ProduceRequest::default()
                 .with_transactional_id(None)
                 .with_acks(-1)

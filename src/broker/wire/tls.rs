@@ -177,8 +177,7 @@ pub fn explain(e: &io::Error, address: &str) -> Error {
         Some(rustls::Error::InvalidMessage(_)) => {
             error(Kind::Unavailable, "the answer is no TLS".into()).hint("is this the port of a plaintext listener?")
         }
-        Some(rustls::Error::AlertReceived(alert)) => error(Kind::Refused, format!("the broker refuses us ({alert:?})"))
-            .hint("it may want a client certificate (ssl.certificate.location, ssl.key.location) of a CA it believes"),
+        Some(rustls::Error::AlertReceived(alert)) => refused(address, &format!(" ({alert:?})")),
         Some(other) => error(Kind::Refused, other.to_string().to_lowercase()),
         None if e.kind() == io::ErrorKind::UnexpectedEof => {
             error(Kind::Unavailable, "the broker closed the connection in the handshake".into())
@@ -186,6 +185,12 @@ pub fn explain(e: &io::Error, address: &str) -> Error {
         }
         None => error(Kind::Unavailable, os_text(e)),
     }
+}
+
+/// The broker has ended the handshake, or what came first after it, by an alert.
+pub fn refused(address: &str, why: &str) -> Error {
+    Error::new(Kind::Refused, format!("broker {address}: TLS: the broker refuses us{why}"))
+        .hint("it may want a client certificate (ssl.certificate.location, ssl.key.location) of a CA it believes")
 }
 
 /// A verifier that checks less than it should, as it was told to: no host name, or nothing at all.

@@ -1,4 +1,4 @@
-//! Membership in a consumer group: find the coordinator, join, sync, heartbeat, commit, leave.
+//! Membership in a consumer group: find the coordinator, join, sync, heartbeat, leave; and, in `offsets`, its commits.
 //!
 //! A state machine that [`Group::drive`] moves on as far as it goes without waiting, so that heartbeats never wait for a
 //! command and reading never waits for a rebalance. Join and Sync, which a broker may answer late, have a connection of
@@ -8,6 +8,8 @@
 //! Who cannot reach the coordinator for a session timeout counts as gone there. We count ourselves gone no later: all
 //! partitions are lost then, and nothing new of them is started.
 
+mod offsets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -15,30 +17,24 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::join_group_response::JoinGroupResponse;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
-use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
-use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
-use kafka_protocol::messages::{
-    GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest, OffsetFetchRequest,
-    SyncGroupRequest, TopicName,
-};
-use kafka_protocol::protocol::{Request, StrBytes};
+use kafka_protocol::messages::{GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest};
+use kafka_protocol::protocol::StrBytes;
 use log::debug;
 
 use super::assignor::{self, Assignment, PROTOCOL, Said, Subscription};
 use super::cluster::{Cluster, Purpose};
 use super::conn::Connection;
 use super::errors::{self, Doing};
-use crate::broker::Commit;
+use super::millis;
 use crate::error::{Error, Kind, Result};
+pub use offsets::Committed;
 
 /// The newest versions that are built here.
 const JOIN: i16 = 9;
 const SYNC: i16 = 5;
 const HEARTBEAT: i16 = 4;
 const LEAVE: i16 = 5;
-const OFFSET_COMMIT: i16 = 9;
-const OFFSET_FETCH: i16 = 7;
 
 const PROTOCOL_TYPE: &str = "consumer";
 
@@ -89,9 +85,6 @@ struct Stable {
     asked: Option<Instant>,
 }
 
-/// A committed offset and its metadata.
-pub type Committed = (i64, String);
-
 /// One membership.
 pub struct Group {
     settings: Settings,
@@ -135,11 +128,6 @@ impl Group {
     /// The current generation.
     pub fn generation(&self) -> i32 {
         self.generation
-    }
-
-    /// Whether we are a member and no rebalance is under way, as far as we know.
-    pub fn is_stable(&self) -> bool {
-        matches!(self.phase, Phase::Stable(_))
     }
 
     /// The connection that an answer is awaited on.
@@ -388,8 +376,13 @@ impl Group {
                 }
                 Ok(Some(self.lost(format!("the coordinator has taken us for gone ({code:?})"))))
             }
-            code => Err(errors::explain(code, &Doing::new("Read", "Group", &self.settings.group))),
+            code => Err(self.explain(code)),
         }
+    }
+
+    /// What it means that the coordinator answers `code`.
+    fn explain(&self, code: ResponseError) -> Error {
+        errors::explain(code, &Doing::new("Read", "Group", &self.settings.group))
     }
 
     /// Nothing is ours any more; joins anew.
@@ -400,74 +393,6 @@ impl Group {
         self.owned_since = -1;
         self.offsets = None;
         Change::Lost(why)
-    }
-
-    /// Commits offsets of our topic, as this member in this generation.
-    pub fn commit(&mut self, cluster: &mut Cluster, commits: &[Commit]) -> Result<()> {
-        if !self.member {
-            return Err(Error::new(Kind::Later, "not a member of the group at the moment"));
-        }
-        let partitions = commits.iter().map(|commit| {
-            OffsetCommitRequestPartition::default()
-                .with_partition_index(commit.partition)
-                .with_committed_offset(commit.offset)
-                .with_committed_metadata(Some(StrBytes::from_string(commit.metadata.clone())))
-        });
-        let topic =
-            OffsetCommitRequestTopic::default().with_name(self.topic_name()).with_partitions(partitions.collect());
-        let instance_id = self.settings.instance_id.clone().map(StrBytes::from_string);
-        let mut request = OffsetCommitRequest::default()
-            .with_group_id(self.group_id())
-            .with_generation_id_or_member_epoch(self.generation)
-            .with_member_id(self.member_id.clone())
-            .with_topics(vec![topic]);
-        let response = self.ask::<OffsetCommitRequest>(cluster, OFFSET_COMMIT, |version| {
-            request.group_instance_id = instance_id.filter(|_| version >= 7);
-            request
-        })?;
-        for partition in response.topics.iter().flat_map(|topic| &topic.partitions) {
-            match ResponseError::try_from_code(partition.error_code) {
-                None => {}
-                Some(ResponseError::RebalanceInProgress) => {
-                    return Err(Error::new(Kind::Later, "a rebalance is under way"));
-                }
-                // The heartbeat will be told the same, and what follows from it.
-                Some(code @ (ResponseError::UnknownMemberId | ResponseError::IllegalGeneration)) => {
-                    return Err(Error::new(Kind::Later, format!("no longer a member ({code:?})")));
-                }
-                Some(code) => {
-                    self.offsets = None;
-                    self.coordinator = None;
-                    return Err(errors::explain(code, &Doing::new("Read", "Group", &self.settings.group)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What is committed for these partitions; those that are missing were never committed.
-    pub fn committed(&mut self, cluster: &mut Cluster, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, Committed>> {
-        let topic = OffsetFetchRequestTopic::default()
-            .with_name(self.topic_name())
-            .with_partition_indexes(partitions.iter().copied().collect());
-        let request = OffsetFetchRequest::default().with_group_id(self.group_id()).with_topics(Some(vec![topic]));
-        let response = self.ask::<OffsetFetchRequest>(cluster, OFFSET_FETCH, |_| request)?;
-        let of_partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
-        let code = of_partitions
-            .clone()
-            .map(|partition| partition.error_code)
-            .chain([response.error_code])
-            .find(|&code| code != 0);
-        if let Some(code) = code.and_then(ResponseError::try_from_code) {
-            self.offsets = None;
-            self.coordinator = None;
-            return Err(errors::explain(code, &Doing::new("Read", "Group", &self.settings.group)));
-        }
-        let committed = of_partitions.filter(|partition| partition.committed_offset >= 0).map(|partition| {
-            let metadata = partition.metadata.as_ref().map(ToString::to_string).unwrap_or_default();
-            (partition.partition_index, (partition.committed_offset, metadata))
-        });
-        Ok(committed.collect())
     }
 
     /// Tells the coordinator that we go, so that others get our partitions at once. A static member does not: it is
@@ -486,24 +411,6 @@ impl Group {
         })?;
         self.member = false;
         Ok(())
-    }
-
-    /// One request and its answer over the connection for offsets; that is dropped after any error.
-    fn ask<R: Request>(
-        &mut self,
-        cluster: &mut Cluster,
-        newest: i16,
-        request: impl FnOnce(i16) -> R,
-    ) -> Result<R::Response> {
-        let mut conn = match self.offsets.take().filter(Connection::is_fresh) {
-            Some(conn) => conn,
-            None => self.connect(cluster)?,
-        };
-        let version = conn.version::<R>(newest)?;
-        let response =
-            conn.call(version, &request(version), self.deadline()).inspect_err(|_| self.coordinator = None)?;
-        self.offsets = Some(conn);
-        Ok(response)
     }
 
     /// A new connection to the coordinator.
@@ -526,15 +433,7 @@ impl Group {
         GroupId(StrBytes::from_string(self.settings.group.clone()))
     }
 
-    fn topic_name(&self) -> TopicName {
-        TopicName(StrBytes::from_string(self.settings.topic.clone()))
-    }
-
     fn instance_id(&self, served: bool) -> Option<StrBytes> {
         self.settings.instance_id.clone().filter(|_| served).map(StrBytes::from_string)
     }
-}
-
-fn millis(duration: Duration) -> i32 {
-    duration.as_millis().try_into().unwrap_or(i32::MAX)
 }
