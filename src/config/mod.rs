@@ -87,6 +87,19 @@ pub enum StartFrom {
     Latest,
 }
 
+impl StartFrom {
+    /// All there are.
+    const ALL: [StartFrom; 2] = [StartFrom::Earliest, StartFrom::Latest];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StartFrom::Earliest => "earliest",
+            StartFrom::Latest => "latest",
+        }
+    }
+}
+
 /// Which client talks to the brokers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
@@ -98,6 +111,20 @@ pub enum Client {
     Kafka,
 }
 
+impl Client {
+    /// All there are.
+    const ALL: [Client; 3] = [Client::Auto, Client::Wire, Client::Kafka];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Client::Auto => "auto",
+            Client::Wire => "wire",
+            Client::Kafka => "kafka",
+        }
+    }
+}
+
 /// What a result's value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResultFormat {
@@ -105,6 +132,19 @@ pub enum ResultFormat {
     State,
     /// The outcome object.
     Json,
+}
+
+impl ResultFormat {
+    /// All there are.
+    const ALL: [ResultFormat; 2] = [ResultFormat::State, ResultFormat::Json];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ResultFormat::State => "state",
+            ResultFormat::Json => "json",
+        }
+    }
 }
 
 /// How commands are run.

@@ -9,7 +9,7 @@ use std::path::Path;
 use log::LevelFilter;
 
 use super::units::{show_duration, show_size};
-use super::{Client, Config, Origin, ResultFormat, Source, StartFrom};
+use super::{Config, Origin, Source};
 
 /// Where each setting that is not a default came from.
 #[derive(Clone, Debug, Default)]
@@ -34,17 +34,8 @@ impl Config {
                 line.add("results-topic", &kafka.results_topic);
                 line.add("dead-letter-topic", kafka.dead_letter_topic.as_deref().unwrap_or("none"));
                 line.add("group", plain(&kafka.group));
-                let from = match kafka.from {
-                    StartFrom::Earliest => "earliest",
-                    StartFrom::Latest => "latest",
-                };
-                line.add("from", from);
-                let client = match kafka.client {
-                    Client::Auto => "auto",
-                    Client::Wire => "wire",
-                    Client::Kafka => "kafka",
-                };
-                line.add("client", client);
+                line.add("from", kafka.from.as_str());
+                line.add("client", kafka.client.as_str());
                 line.add("connect-timeout", show_duration(kafka.connect_timeout));
                 line.add("instance-id", kafka.instance_id.as_deref().unwrap_or("none"));
                 let settings = &kafka.settings;
@@ -69,11 +60,7 @@ impl Config {
         line.add("output-dir", or_none(exec.output_dir.as_deref(), path));
         line.add("output-limit", or_none(exec.output_limit, show_size));
         line.add("tail-bytes", show_size(exec.tail_bytes as u64));
-        let format = match self.result_format {
-            ResultFormat::State => "state",
-            ResultFormat::Json => "json",
-        };
-        line.add("result-format", format);
+        line.add("result-format", self.result_format.as_str());
         line.add_as("log", "verbose", level(self.log_level));
         line.text
     }

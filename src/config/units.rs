@@ -3,8 +3,11 @@
 //! Pure: no file, no environment. An error is the rest of the sentence that begins with the value:
 //! `is not ...; give ...`.
 
+use std::fmt::Display;
 use std::net::Ipv6Addr;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -206,10 +209,24 @@ pub(super) fn topic(text: &str) -> Parsed<String> {
 
 /// A name for a consumer group.
 pub(super) fn group(text: &str) -> Parsed<String> {
+    name(text, "is not the name of a group")
+}
+
+/// A name that may hold anything but control characters; `wrong` is how the message begins if it does.
+pub(super) fn name(text: &str, wrong: &str) -> Parsed<String> {
     if text.is_empty() || text.len() > 249 || text.chars().any(char::is_control) {
-        return Err("is not the name of a group; give 1 to 249 bytes without control characters".into());
+        return Err(format!("{wrong}; give 1 to 249 bytes without control characters"));
     }
     Ok(text.to_string())
+}
+
+/// A whole number within `range`; `what` it counts.
+pub(super) fn whole<T: FromStr + PartialOrd + Display>(text: &str, range: RangeInclusive<T>, what: &str) -> Parsed<T> {
+    // Not `parse` alone: it takes a plus sign.
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse::<T>().ok().filter(|number| is_plain && range.contains(number));
+    number
+        .ok_or_else(|| format!("is no number of {what}; give a whole number from {} to {}", range.start(), range.end()))
 }
 
 /// A name for a static member of a group; Kafka takes what it takes as a topic.
@@ -227,9 +244,6 @@ pub(super) fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
         .ok_or_else(|| format!("is not known; give one of: {}", names()))
 }
 
-const FROM: &[(&str, StartFrom)] = &[("earliest", StartFrom::Earliest), ("latest", StartFrom::Latest)];
-const CLIENT: &[(&str, Client)] = &[("auto", Client::Auto), ("wire", Client::Wire), ("kafka", Client::Kafka)];
-const FORMAT: &[(&str, ResultFormat)] = &[("state", ResultFormat::State), ("json", ResultFormat::Json)];
 /// Python's names beside ours. There is nothing above ERROR here, so CRITICAL means that.
 const LEVEL: &[(&str, LevelFilter)] = &[
     ("debug", LevelFilter::Debug),
@@ -243,17 +257,17 @@ const LEVEL: &[(&str, LevelFilter)] = &[
 
 /// Where a new group starts.
 pub(super) fn start_from(text: &str) -> Parsed<StartFrom> {
-    word(text, FROM)
+    word(text, &StartFrom::ALL.map(|from| (from.as_str(), from)))
 }
 
 /// Which client.
 pub(super) fn client(text: &str) -> Parsed<Client> {
-    word(text, CLIENT)
+    word(text, &Client::ALL.map(|client| (client.as_str(), client)))
 }
 
 /// The value of a result.
 pub(super) fn result_format(text: &str) -> Parsed<ResultFormat> {
-    word(text, FORMAT)
+    word(text, &ResultFormat::ALL.map(|format| (format.as_str(), format)))
 }
 
 /// A level of Python's logging.

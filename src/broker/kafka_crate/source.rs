@@ -108,8 +108,7 @@ impl KafkaSource {
                 starts.entry(id).or_insert(offset);
             }
             if self.partitions.is_empty() && committed.is_empty() {
-                let from = if from == StartFrom::Earliest { "earliest" } else { "latest" };
-                info!("group {group} is new: it starts at the {from} record of {topic} (--from)");
+                info!("group {group} is new: it starts at the {} record of {topic} (--from)", from.as_str());
             }
         }
         let mut first_commits = Vec::new();

@@ -272,8 +272,7 @@ impl WireSource {
         // A partition that appears while a group works holds only what was written meanwhile.
         let from = if group_is_new { self.from } else { StartFrom::Earliest };
         if group_is_new {
-            let word = if from == StartFrom::Earliest { "earliest" } else { "latest" };
-            info!("the group is new: it starts at the {word} record of {} (--from)", self.topic);
+            info!("the group is new: it starts at the {} record of {} (--from)", from.as_str(), self.topic);
         }
         let ends = self.fetchers.ends(&self.cluster, &fresh, from)?;
         let commits: Vec<Commit> =

@@ -276,7 +276,7 @@ fn build(bag: &mut Bag) -> Checked<(Settings, Option<String>)> {
             "leaves no time for a second heartbeat; give heartbeat.interval.ms at most a third of session.timeout.ms",
         );
     }
-    let client_id = bag.value("client.id", default.client_id, name);
+    let client_id = bag.value("client.id", default.client_id, |text| units::name(text, "is no name"));
     let instance_id = bag.value("group.instance.id", None, |text| units::instance_id(text).map(Some));
     let request_timeout = bag.value("request.timeout.ms", default.request_timeout, millis::<1>);
     let setup = bag.value("socket.connection.setup.timeout.ms", default.connection_setup_timeout, millis::<1>);
@@ -325,26 +325,13 @@ const COMPRESSION: &[(&str, Compression)] = &[
 /// Milliseconds from `LEAST` on.
 fn millis<const LEAST: u64>(text: &str) -> units::Parsed<Duration> {
     const MOST: u64 = 7 * 24 * 60 * 60 * 1000;
-    let millis = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
-    match millis {
-        Some(millis) if (LEAST..=MOST).contains(&millis) => Ok(Duration::from_millis(millis)),
-        _ => Err(format!("is no number of milliseconds; give a whole number from {LEAST} to {MOST}")),
-    }
+    units::whole(text, LEAST..=MOST, "milliseconds").map(Duration::from_millis)
 }
 
 /// Bytes of an answer.
 fn bytes(text: &str) -> units::Parsed<i32> {
     const MOST: i32 = 500 << 20; // what a connection believes, with room for the rest of the answer
-    let bytes = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i32>().ok()).flatten();
-    let bytes = bytes.filter(|bytes| (1024..=MOST).contains(bytes));
-    bytes.ok_or_else(|| format!("is no number of bytes; give a whole number from 1024 to {MOST}"))
-}
-
-fn name(text: &str) -> units::Parsed<String> {
-    if text.is_empty() || text.len() > 249 || text.chars().any(char::is_control) {
-        return Err("is no name; give 1 to 249 bytes without control characters".into());
-    }
-    Ok(text.to_string())
+    units::whole(text, 1024..=MOST, "bytes")
 }
 
 #[cfg(test)]
