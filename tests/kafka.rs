@@ -281,12 +281,13 @@ fn the_broker_restarts_under_load_and_nothing_is_lost(client: Client) {
     let file = dir.path().join("trace");
     let broker = Broker::start();
     let topics = Topics::new(&broker, 4).with(client);
-    let records: Vec<KeyValue> = (0..1200).map(|n| traced(&n.to_string(), &file, 0.02)).collect();
-    topics.spread(4, &records);
     let mut worker = topics.worker(&["--threads", "4", "-q"]);
     let before = fs::read_dir(format!("/proc/{}/task", worker.pid())).unwrap().count();
     for round in 0..3 {
+        // Each round brings its own: what was fetched before goes on while the broker is away, and may all be done.
+        let records: Vec<KeyValue> = (0..400).map(|n| traced(&format!("{round}-{n}"), &file, 0.02)).collect();
         let done = trace(&file, "end").len();
+        topics.spread(4, &records);
         worker.wait_until("progress", || trace(&file, "end").len() >= done + 60);
         if round == 1 {
             broker.stop()
