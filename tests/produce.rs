@@ -3,9 +3,12 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -28,9 +31,13 @@ use kafka_protocol::messages::{
     ProducerId, RequestHeader, ResponseHeader, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use support::broker::{Broker, tool};
+use support::kafka::read_all;
+use support::proxy::{Fault, Proxy};
 
 const RESULTS: &str = "results";
 const DEAD_LETTERS: &str = "dead-letters";
+const MESSAGE_TOO_LARGE: i16 = 10;
 const NOT_ENOUGH_REPLICAS: i16 = 19;
 const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
 const OUT_OF_ORDER_SEQUENCE: i16 = 45;
@@ -58,10 +65,15 @@ struct Log {
 
 impl Fake {
     fn start(nodes: usize, partitions: i32, answer: Answer) -> Arc<Fake> {
+        Self::start_without(nodes, 0, partitions, answer)
+    }
+
+    /// Broker `away` is in the metadata alone.
+    fn start_without(nodes: usize, away: usize, partitions: i32, answer: Answer) -> Arc<Fake> {
         let listeners: Vec<TcpListener> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
         let fake = Arc::new(Fake { addresses, partitions, answer, log: Mutex::default() });
-        for listener in listeners {
+        for (listener, _) in listeners.into_iter().zip(1..).filter(|(_, node)| *node != away) {
             let fake = fake.clone();
             thread::spawn(move || {
                 for stream in listener.incoming() {
@@ -193,7 +205,16 @@ fn connect(broker: &str, results: &str, dead_letters: Option<&str>) -> WireSink 
         instance_id: None,
         settings: Settings::default(),
     };
-    WireSink::connect(&config, Arc::new(Dialer::new(&config).unwrap())).unwrap()
+    let dialer = Arc::new(Dialer::new(&config).unwrap());
+    // A broker that has just started has no producer ids to give yet.
+    let sink = RefCell::new(None);
+    let is_there = support::worker::wait_until(|| match WireSink::connect(&config, dialer.clone()) {
+        Ok(connected) => sink.replace(Some(connected)).is_none(),
+        Err(e) if e.is_transient() => false,
+        Err(e) => panic!("{e}"),
+    });
+    assert!(is_there, "no sink on {broker}");
+    sink.into_inner().unwrap()
 }
 
 /// A result without a key: it goes to the partition of its command.
@@ -208,13 +229,9 @@ fn left(unsent: &[Outgoing]) -> Vec<&str> {
 
 /// Sends until everything is written.
 fn send_all(sink: &mut dyn Sink, unsent: &mut Vec<Outgoing>) {
-    for _ in 0..200 {
-        if sink.send(unsent).is_ok() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    panic!("never written: {:?}", left(unsent));
+    let (sink, unsent) = (RefCell::new(sink), RefCell::new(unsent));
+    let written = support::worker::wait_until(|| sink.borrow_mut().send(&mut unsent.borrow_mut()).is_ok());
+    assert!(written, "never written: {:?}", left(&unsent.borrow()));
 }
 
 /// Broker 1 takes its time for results, and has too few replicas when "second" comes for the first time; broker 2 refuses
@@ -296,4 +313,158 @@ fn what_was_answered_before_a_new_producer_is_not_written_twice() {
     send_all(&mut sink, &mut unsent);
     assert_eq!(fake.values(), ["a", "b"]);
     assert_eq!(fake.log.lock().unwrap().producers, 2);
+}
+
+#[test]
+fn what_has_gathered_goes_out_in_one_request() {
+    let fake = Fake::start(1, 3, Box::new(|_, _, _| (Duration::ZERO, 0)));
+    let mut sink = fake.sink();
+    let values: Vec<String> = (0..30).map(|n| format!("{n:02}")).collect();
+    let mut unsent: Vec<Outgoing> =
+        values.iter().zip(0..).map(|(value, n)| outgoing(Target::Results, n % 3, n.into(), value)).collect();
+    unsent.push(outgoing(Target::DeadLetter, 0, 30, "letter"));
+    sink.send(&mut unsent).unwrap();
+    assert!(unsent.is_empty());
+    assert_eq!(fake.values(), [&values[..], &["letter".to_string()]].concat());
+    assert_eq!(fake.log.lock().unwrap().requests, 1);
+    assert_eq!(fake.log.lock().unwrap().values.len(), 4, "three partitions and another topic");
+}
+
+#[test]
+fn a_broker_that_is_away_does_not_hold_up_the_others() {
+    let fake = Fake::start_without(3, 2, 3, Box::new(|_, _, _| (Duration::ZERO, 0)));
+    let mut sink = fake.sink();
+    let mut unsent: Vec<Outgoing> =
+        (0..3).map(|n| outgoing(Target::Results, n, n.into(), ["a", "b", "c"][n as usize])).collect();
+    for more in ["d", "e"] {
+        assert!(sink.send(&mut unsent).unwrap_err().is_transient());
+        assert_eq!(left(&unsent), ["b"]);
+        unsent.push(outgoing(Target::Results, 0, unsent.len() as i64 + 10 + i64::from(more == "e"), more));
+    }
+    let _ = sink.send(&mut unsent);
+    assert_eq!((left(&unsent), fake.values()), (vec!["b"], ["a", "c", "d", "e"].map(String::from).into()));
+}
+
+#[test]
+fn a_record_that_is_too_large_does_not_hold_up_the_others() {
+    let too_large = |_: &str, _, values: &[String]| {
+        (Duration::ZERO, if values.contains(&"huge".into()) { MESSAGE_TOO_LARGE } else { 0 })
+    };
+    let fake = Fake::start(1, 1, Box::new(too_large));
+    let mut sink = fake.sink();
+    let values = ["a", "huge", "b", "c"];
+    let mut unsent: Vec<Outgoing> =
+        values.iter().zip(0..).map(|(value, n)| outgoing(Target::Results, 0, n, value)).collect();
+    for _ in 0..4 {
+        let e = sink.send(&mut unsent).unwrap_err();
+        assert!(e.is_transient() && e.to_string().contains("max.message.bytes"), "{e}");
+    }
+    assert_eq!((left(&unsent), fake.values()), (vec!["huge"], ["a", "b", "c"].map(String::from).into()));
+}
+
+/// With a key, to the partition where the Java producer puts that key; with its headers.
+#[test]
+fn a_real_broker_has_it_as_the_java_client_would_write_it() {
+    let broker = Broker::shared();
+    let (ours, javas) = ("like-java-ours", "like-java-javas");
+    broker.create_topic(ours, 5);
+    broker.create_topic(javas, 5);
+    let keys: Vec<String> = (0..40).map(|n| format!("('dag', 'task-{n}', '2026-01-{n}')")).collect();
+    let mut unsent: Vec<Outgoing> = keys
+        .iter()
+        .zip(0..)
+        .map(|(key, n)| Outgoing {
+            key: Some(key.clone().into_bytes()),
+            ..outgoing(Target::Results, 0, n, &format!("value-{n}"))
+        })
+        .collect();
+    connect(broker.address(), ours, None).send(&mut unsent).unwrap();
+    let lines: String = keys.iter().enumerate().map(|(n, key)| format!("{key}\tvalue-{n}\n")).collect();
+    java_produce(broker.address(), javas, &lines);
+    let (ours, javas) = (consumed(broker.address(), ours, 40), consumed(broker.address(), javas, 40));
+    let partition = |lines: &[String]| -> Vec<String> {
+        lines.iter().map(|line| line.replace("airkafka-outcome:{}\t", "").replace("NO_HEADERS\t", "")).collect()
+    };
+    assert_eq!(partition(&ours), partition(&javas));
+    assert!(ours.iter().all(|line| line.contains("airkafka-outcome:{}")), "{ours:?}");
+}
+
+/// Writes lines, KEY TAB VALUE, with Kafka's own producer.
+fn java_produce(broker: &str, topic: &str, lines: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
+    let mut child =
+        Command::new(script).args(["produce", broker, topic]).stdin(Stdio::piped()).spawn().expect("kafka.sh");
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// What Kafka's consumer prints of `count` records: partition, headers, key and value.
+fn consumed(broker: &str, topic: &str, count: usize) -> Vec<String> {
+    let class = "org.apache.kafka.tools.consumer.ConsoleConsumer";
+    let count = count.to_string();
+    let mut args = vec![class, "--bootstrap-server", broker, "--topic", topic, "--from-beginning", "--max-messages"];
+    args.push(&count);
+    for property in ["print.partition=true", "print.headers=true", "print.key=true"] {
+        args.extend(["--property", property]);
+    }
+    let mut lines: Vec<String> = tool(&args).lines().map(Into::into).collect();
+    lines.sort();
+    lines
+}
+
+/// A line that breaks before a request has come through, or before its answer has; and a broker that is killed.
+#[test]
+fn what_was_not_answered_is_sent_again_and_stands_once() {
+    let (proxy, broker) = Proxy::with_broker(&Broker::version());
+    broker.create_topic("once", 3);
+    let mut sink = connect(proxy.address(), "once", None);
+    let mut wanted = Vec::new();
+    let mut unsent = Vec::new();
+    for n in 0..90 {
+        match n {
+            0 => proxy.set(Fault::ResetEvery(7)), // a retry takes up to four requests
+            59 => proxy.set(Fault::None),
+            60 => {
+                broker.kill();
+                broker.start_again();
+            }
+            _ => {}
+        }
+        wanted.push(format!("value-{n:02}"));
+        unsent.push(outgoing(Target::Results, n % 3, n.into(), &wanted[n as usize]));
+        // As the publisher does: what is left goes out with what comes next.
+        if n % 4 == 3 {
+            send_all(&mut sink, &mut unsent);
+        } else {
+            let _ = sink.send(&mut unsent);
+        }
+    }
+    send_all(&mut sink, &mut unsent);
+    let mut written: Vec<String> =
+        read_all(broker.address(), "once").into_iter().map(|(_, value)| String::from_utf8(value).unwrap()).collect();
+    written.sort();
+    assert_eq!(written, wanted);
+}
+
+/// A topic that is made anew knows nothing of our producer id and sequences.
+#[test]
+fn a_topic_that_was_deleted_and_made_again_is_written_to() {
+    let broker = Broker::shared();
+    let topic = "made-again";
+    broker.create_topic(topic, 1);
+    let mut sink = connect(broker.address(), topic, None);
+    for n in 0..3 {
+        sink.send(&mut vec![outgoing(Target::Results, 0, n, "before")]).unwrap();
+    }
+    let class = "org.apache.kafka.tools.TopicCommand";
+    tool(&[class, "--bootstrap-server", broker.address(), "--delete", "--topic", topic]);
+    // The metadata of the deleted topic may live on for a moment.
+    assert!(support::worker::wait_until(|| broker.client().create_topic(topic, 1, 1).is_ok()), "create {topic} again");
+    broker.client().wait_in_sync(topic, 1);
+    let values = ["a", "b", "c"];
+    for (n, value) in values.iter().enumerate() {
+        send_all(&mut sink, &mut vec![outgoing(Target::Results, 0, 10 + n as i64, value)]);
+    }
+    let written: Vec<Vec<u8>> = read_all(broker.address(), topic).into_iter().map(|(_, value)| value).collect();
+    assert_eq!(written, values.map(|value| value.as_bytes().to_vec()));
 }
