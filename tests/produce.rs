@@ -1,195 +1,34 @@
 //! The writer of results against brokers of our own making, which answer what a test wants, late or with an error; and
 //! against real ones, with lines that break when an answer is due. What it says is written has to be in the log, once.
 
+mod fake;
 mod support;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::Duration;
 
 use airkafka_worker::broker::wire::dial::Dialer;
-use airkafka_worker::broker::wire::records;
 use airkafka_worker::broker::wire::sink::WireSink;
 use airkafka_worker::broker::{Outgoing, Position, Sink, Target};
 use airkafka_worker::config::client::Settings;
 use airkafka_worker::config::{Client, Kafka, StartFrom};
 use airkafka_worker::error::Kind;
-use bytes::{Bytes, BytesMut};
-use kafka_protocol::messages::api_versions_response::ApiVersion;
-use kafka_protocol::messages::metadata_response::{
-    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
-};
-use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
-use kafka_protocol::messages::{
-    ApiKey, ApiVersionsResponse, BrokerId, InitProducerIdResponse, MetadataResponse, ProduceRequest, ProduceResponse,
-    ProducerId, RequestHeader, ResponseHeader, TopicName,
-};
-use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use fake::{DEAD_LETTERS, Fake, RESULTS};
 use support::broker::{Broker, tool};
 use support::kafka::read_all;
 use support::proxy::{Fault, Proxy};
 
-const RESULTS: &str = "results";
-const DEAD_LETTERS: &str = "dead-letters";
 const MESSAGE_TOO_LARGE: i16 = 10;
 const NOT_ENOUGH_REPLICAS: i16 = 19;
 const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
 const OUT_OF_ORDER_SEQUENCE: i16 = 45;
 
-/// How a node answers a batch of these values for a partition: after what time, with which code.
-type Answer = Box<dyn Fn(&str, i32, &[String]) -> (Duration, i16) + Send + Sync>;
-
-/// Brokers 1, 2, ...: partition N of every topic is led by number N % count + 1, but for dead letters, which the last leads.
-struct Fake {
-    addresses: Vec<u16>,
-    partitions: i32,
-    answer: Answer,
-    log: Mutex<Log>,
-}
-
-#[derive(Default)]
-struct Log {
-    /// Values by topic and partition.
-    values: BTreeMap<(String, i32), Vec<String>>,
-    /// Producer, sequence and partition of what is in it: those are not taken twice.
-    seen: Vec<(i64, i32, String, i32)>,
-    producers: i64,
-    requests: usize,
-}
-
-impl Fake {
-    fn start(nodes: usize, partitions: i32, answer: Answer) -> Arc<Fake> {
-        Self::start_without(nodes, 0, partitions, answer)
-    }
-
-    /// Broker `away` is in the metadata alone.
-    fn start_without(nodes: usize, away: usize, partitions: i32, answer: Answer) -> Arc<Fake> {
-        let listeners: Vec<TcpListener> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-        let fake = Arc::new(Fake { addresses, partitions, answer, log: Mutex::default() });
-        for (listener, _) in listeners.into_iter().zip(1..).filter(|(_, node)| *node != away) {
-            let fake = fake.clone();
-            thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let fake = fake.clone();
-                    thread::spawn(move || while fake.serve(stream.as_ref().unwrap()).is_some() {});
-                }
-            });
-        }
-        fake
-    }
-
-    fn sink(&self) -> WireSink {
-        connect(&format!("127.0.0.1:{}", self.addresses[0]), RESULTS, Some(DEAD_LETTERS))
-    }
-
-    /// Answers one request; `None`: the client is gone.
-    fn serve(&self, mut stream: &TcpStream) -> Option<()> {
-        let mut size = [0; 4];
-        stream.read_exact(&mut size).ok()?;
-        let mut frame = vec![0; u32::from_be_bytes(size) as usize];
-        stream.read_exact(&mut frame).ok()?;
-        let (api, version) = (i16::from_be_bytes([frame[0], frame[1]]), i16::from_be_bytes([frame[2], frame[3]]));
-        let key = ApiKey::try_from(api).unwrap();
-        let mut frame = Bytes::from(frame);
-        let header = RequestHeader::decode(&mut frame, key.request_header_version(version)).unwrap();
-        let mut out = BytesMut::from(&[0; 4][..]);
-        let response = ResponseHeader::default().with_correlation_id(header.correlation_id);
-        response.encode(&mut out, key.response_header_version(version)).unwrap();
-        match key {
-            ApiKey::ApiVersions => self.versions().encode(&mut out, version),
-            ApiKey::Metadata => self.metadata().encode(&mut out, version),
-            ApiKey::InitProducerId => {
-                let mut log = self.log.lock().unwrap();
-                log.producers += 1;
-                let id = ProducerId(log.producers);
-                InitProducerIdResponse::default().with_producer_id(id).with_producer_epoch(0).encode(&mut out, version)
-            }
-            ApiKey::Produce => {
-                self.produce(&ProduceRequest::decode(&mut frame, version).unwrap()).encode(&mut out, version)
-            }
-            other => panic!("{other:?} is not expected"),
-        }
-        .unwrap();
-        let length = out.len() as u32 - 4;
-        out[..4].copy_from_slice(&length.to_be_bytes());
-        stream.write_all(&out).ok()
-    }
-
-    fn versions(&self) -> ApiVersionsResponse {
-        let keys = [(ApiKey::ApiVersions, 3), (ApiKey::Metadata, 9), (ApiKey::InitProducerId, 4), (ApiKey::Produce, 9)];
-        let api = |(key, max): (ApiKey, i16)| {
-            ApiVersion::default().with_api_key(key as i16).with_min_version(3.min(max)).with_max_version(max)
-        };
-        ApiVersionsResponse::default().with_api_keys(keys.map(api).into())
-    }
-
-    fn metadata(&self) -> MetadataResponse {
-        let brokers = self.addresses.iter().zip(1..).map(|(&port, id)| {
-            MetadataResponseBroker::default()
-                .with_node_id(BrokerId(id))
-                .with_host(StrBytes::from_static_str("127.0.0.1"))
-                .with_port(port.into())
-        });
-        let count = self.addresses.len() as i32;
-        let topic = |name: &'static str| {
-            let partitions = (0..self.partitions).map(|index| {
-                let leader = if name == DEAD_LETTERS { count } else { index % count + 1 };
-                MetadataResponsePartition::default().with_partition_index(index).with_leader_id(BrokerId(leader))
-            });
-            MetadataResponseTopic::default()
-                .with_name(Some(TopicName(StrBytes::from_static_str(name))))
-                .with_partitions(partitions.collect())
-        };
-        MetadataResponse::default()
-            .with_brokers(brokers.collect())
-            .with_topics(vec![topic(RESULTS), topic(DEAD_LETTERS)])
-    }
-
-    fn produce(&self, request: &ProduceRequest) -> ProduceResponse {
-        self.log.lock().unwrap().requests += 1;
-        let topics = request.topic_data.iter().map(|topic| {
-            let name = topic.name.0.to_string();
-            let partitions = topic.partition_data.iter().map(|data| {
-                let batch = data.records.clone().unwrap();
-                let read = records::decode(batch.clone(), 0, &[]);
-                assert_eq!(read.corrupt, None);
-                let text = |value: &Option<Bytes>| String::from_utf8(value.as_deref().unwrap().to_vec()).unwrap();
-                let values: Vec<String> = read.records.iter().map(|record| text(&record.value)).collect();
-                let (wait, code) = (self.answer)(&name, data.index, &values);
-                if code == 0 {
-                    self.append(&name, data.index, &batch, values);
-                }
-                thread::sleep(wait);
-                PartitionProduceResponse::default().with_index(data.index).with_error_code(code)
-            });
-            TopicProduceResponse::default().with_name(topic.name.clone()).with_partition_responses(partitions.collect())
-        });
-        ProduceResponse::default().with_responses(topics.collect())
-    }
-
-    fn append(&self, topic: &str, partition: i32, batch: &[u8], values: Vec<String>) {
-        let producer = i64::from_be_bytes(batch[43..51].try_into().unwrap());
-        let sequence = i32::from_be_bytes(batch[53..57].try_into().unwrap());
-        let entry = (producer, sequence, topic.to_string(), partition);
-        let mut log = self.log.lock().unwrap();
-        if !log.seen.contains(&entry) {
-            log.seen.push(entry);
-            log.values.entry((topic.to_string(), partition)).or_default().extend(values);
-        }
-    }
-
-    fn values(&self) -> Vec<String> {
-        let mut all: Vec<String> = self.log.lock().unwrap().values.values().flatten().cloned().collect();
-        all.sort();
-        all
-    }
+fn sink_on(fake: &Fake) -> WireSink {
+    connect(&fake.address(), RESULTS, Some(DEAD_LETTERS))
 }
 
 fn connect(broker: &str, results: &str, dead_letters: Option<&str>) -> WireSink {
@@ -268,7 +107,7 @@ fn assert_none_lost(fake: &Fake, unsent: &[Outgoing], values: &[&str]) {
 #[test]
 fn a_refusal_does_not_keep_other_results_from_being_settled() {
     let fake = refusing(usize::MAX);
-    let mut sink = fake.sink();
+    let mut sink = sink_on(&fake);
     let mut unsent = vec![outgoing(Target::Results, 0, 1, "first"), outgoing(Target::DeadLetter, 0, 2, "letter")];
     assert_eq!(sink.send(&mut unsent).unwrap_err().kind(), Kind::Refused);
     assert_eq!((left(&unsent), fake.values()), (vec!["letter"], vec!["first".to_string()]));
@@ -285,7 +124,7 @@ fn a_refusal_does_not_keep_other_results_from_being_settled() {
 #[test]
 fn an_answer_is_never_taken_for_that_to_another_request() {
     let fake = refusing(1);
-    let mut sink = fake.sink();
+    let mut sink = sink_on(&fake);
     let mut unsent = vec![outgoing(Target::Results, 0, 1, "first"), outgoing(Target::DeadLetter, 0, 2, "letter")];
     assert_eq!(sink.send(&mut unsent).unwrap_err().kind(), Kind::Refused);
     unsent.push(outgoing(Target::Results, 0, 3, "second"));
@@ -308,17 +147,17 @@ fn what_was_answered_before_a_new_producer_is_not_written_twice() {
             _ => (Duration::from_millis(300), 0),
         }),
     );
-    let mut sink = fake.sink();
+    let mut sink = sink_on(&fake);
     let mut unsent = vec![outgoing(Target::Results, 0, 1, "a"), outgoing(Target::Results, 1, 2, "b")];
     send_all(&mut sink, &mut unsent);
     assert_eq!(fake.values(), ["a", "b"]);
-    assert_eq!(fake.log.lock().unwrap().producers, 2);
+    assert_eq!(fake.producers(), 2);
 }
 
 #[test]
 fn what_has_gathered_goes_out_in_one_request() {
     let fake = Fake::start(1, 3, Box::new(|_, _, _| (Duration::ZERO, 0)));
-    let mut sink = fake.sink();
+    let mut sink = sink_on(&fake);
     let values: Vec<String> = (0..30).map(|n| format!("{n:02}")).collect();
     let mut unsent: Vec<Outgoing> =
         values.iter().zip(0..).map(|(value, n)| outgoing(Target::Results, n % 3, n.into(), value)).collect();
@@ -326,14 +165,14 @@ fn what_has_gathered_goes_out_in_one_request() {
     sink.send(&mut unsent).unwrap();
     assert!(unsent.is_empty());
     assert_eq!(fake.values(), [&values[..], &["letter".to_string()]].concat());
-    assert_eq!(fake.log.lock().unwrap().requests, 1);
-    assert_eq!(fake.log.lock().unwrap().values.len(), 4, "three partitions and another topic");
+    assert_eq!(fake.requests(), 1);
+    assert_eq!(fake.places(), 4, "three partitions and another topic");
 }
 
 #[test]
 fn a_broker_that_is_away_does_not_hold_up_the_others() {
     let fake = Fake::start_without(3, 2, 3, Box::new(|_, _, _| (Duration::ZERO, 0)));
-    let mut sink = fake.sink();
+    let mut sink = sink_on(&fake);
     let mut unsent: Vec<Outgoing> =
         (0..3).map(|n| outgoing(Target::Results, n, n.into(), ["a", "b", "c"][n as usize])).collect();
     for more in ["d", "e"] {
@@ -351,7 +190,7 @@ fn a_record_that_is_too_large_does_not_hold_up_the_others() {
         (Duration::ZERO, if values.contains(&"huge".into()) { MESSAGE_TOO_LARGE } else { 0 })
     };
     let fake = Fake::start(1, 1, Box::new(too_large));
-    let mut sink = fake.sink();
+    let mut sink = sink_on(&fake);
     let values = ["a", "huge", "b", "c"];
     let mut unsent: Vec<Outgoing> =
         values.iter().zip(0..).map(|(value, n)| outgoing(Target::Results, 0, n, value)).collect();
@@ -404,8 +243,11 @@ fn consumed(broker: &str, topic: &str, count: usize) -> Vec<String> {
     let count = count.to_string();
     let mut args = vec![class, "--bootstrap-server", broker, "--topic", topic, "--from-beginning", "--max-messages"];
     args.push(&count);
+    let version = Broker::version();
+    let is_old = ["0.", "1.", "2.", "3.", "4.0.", "4.1."].iter().any(|old| version.starts_with(old));
+    let option = if is_old { "--property" } else { "--formatter-property" };
     for property in ["print.partition=true", "print.headers=true", "print.key=true"] {
-        args.extend(["--property", property]);
+        args.extend([option, property]);
     }
     let mut lines: Vec<String> = tool(&args).lines().map(Into::into).collect();
     lines.sort();
