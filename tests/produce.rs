@@ -310,3 +310,23 @@ fn a_topic_that_was_deleted_and_made_again_is_written_to() {
     let written: Vec<Vec<u8>> = read_all(broker.address(), topic).into_iter().map(|(_, value)| value).collect();
     assert_eq!(written, values.map(|value| value.as_bytes().to_vec()));
 }
+
+/// A compacted topic takes no record without a key.
+#[test]
+fn a_record_that_a_topic_never_takes_does_not_hold_up_the_others() {
+    let broker = Broker::shared();
+    let topic = "compacted";
+    let class = "org.apache.kafka.tools.TopicCommand";
+    let create = [class, "--bootstrap-server", broker.address(), "--create", "--topic", topic, "--partitions", "1"];
+    tool(&[&create[..], &["--config", "cleanup.policy=compact"]].concat());
+    let mut sink = connect(broker.address(), topic, None);
+    let keyed = |offset, value| Outgoing { key: Some(b"key".to_vec()), ..outgoing(Target::Results, 0, offset, value) };
+    let mut unsent = vec![keyed(0, "a"), outgoing(Target::Results, 0, 1, "no key"), keyed(2, "b"), keyed(3, "c")];
+    for _ in 0..4 {
+        let e = sink.send(&mut unsent).unwrap_err();
+        assert!(e.is_transient() && e.to_string().contains("InvalidRecord"), "{e}");
+    }
+    assert_eq!(left(&unsent), ["no key"]);
+    let written: Vec<Vec<u8>> = read_all(broker.address(), topic).into_iter().map(|(_, value)| value).collect();
+    assert_eq!(written, ["a", "b", "c"].map(|value| value.as_bytes().to_vec()));
+}
