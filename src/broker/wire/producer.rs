@@ -53,9 +53,9 @@ pub enum Verdict {
     Written,
     /// Not in the log, or not known to be: to be sent again as it is.
     Again,
-    /// A record in it is too large; it was one of several.
+    /// A record in it is too large, or never taken; it was one of several.
     Split,
-    /// The one record in it is too large.
+    /// The one record in it is too large, or never taken.
     TooLarge,
     /// The log has lost track of this producer, or never accepts it: a new one is needed.
     NewProducer,
@@ -183,8 +183,9 @@ fn verdict(error: Option<ResponseError>, is_single: bool, idempotent: bool) -> V
     use ResponseError::*;
     match error {
         None | Some(DuplicateSequenceNumber) => Verdict::Written,
-        Some(MessageTooLarge | RecordListTooLarge) if is_single => Verdict::TooLarge,
-        Some(MessageTooLarge | RecordListTooLarge) => Verdict::Split,
+        // One record spoils its batch: a compacted topic takes none without a key.
+        Some(MessageTooLarge | RecordListTooLarge | InvalidRecord) if is_single => Verdict::TooLarge,
+        Some(MessageTooLarge | RecordListTooLarge | InvalidRecord) => Verdict::Split,
         Some(
             OutOfOrderSequenceNumber
             | UnknownProducerId

@@ -52,6 +52,18 @@ pub struct WireSink {
     resting: BTreeMap<i32, Instant>,
 }
 
+/// What is to be done once every answer of a round has been taken: one that is left on its connection would later be taken
+/// for that to another request.
+#[derive(Default)]
+struct Findings {
+    /// What hinders a part of the results for now.
+    hindrance: Option<Error>,
+    /// What waiting will not mend.
+    refusal: Option<Error>,
+    /// The producer is of no use any more.
+    renew: bool,
+}
+
 impl WireSink {
     /// Connects and finds the topics.
     pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSink> {
@@ -108,24 +120,26 @@ impl WireSink {
     }
 
     fn forgo_idempotence(&mut self, why: &str) {
-        warn!(
-            "results are written without a producer id, so that one may stand twice in its topic after an outage: {why}"
-        );
-        self.idempotent = false;
-        self.producer = None;
+        if std::mem::take(&mut self.idempotent) {
+            warn!(
+                "results are written without a producer id, so that one may stand twice in its topic after an outage: {why}"
+            );
+        }
     }
 
     /// One round: sends what can be sent, and waits for the answers. Returns what hindered a part of it.
     fn round(&mut self, unsent: &mut Vec<Outgoing>) -> Result<Option<Error>> {
         self.prepare()?;
-        let mut hindrance = None;
-        let requests = self.requests(unsent, &mut hindrance);
+        let mut found = Findings::default();
+        let mut requests: Vec<_> = self.requests(unsent, &mut found.hindrance).into_iter().collect();
+        // To those at hand first: connecting may take a while.
+        requests.sort_by_key(|(leader, _)| !self.connections.contains_key(leader));
         let deadline = Instant::now() + self.patience;
         let mut asked = Vec::new();
         for (leader, (places, request)) in requests {
             match self.send(leader, &request, deadline) {
                 Ok(()) => asked.push((leader, places)),
-                Err(e) => hindrance = Some(self.lost(leader, e)),
+                Err(e) => found.hindrance = Some(self.lost(leader, e)),
             }
         }
         while !asked.is_empty() {
@@ -138,10 +152,10 @@ impl WireSink {
                     Ok(None) => {
                         let e =
                             Error::new(Kind::Unavailable, format!("broker {leader}: no answer to a Produce in time"));
-                        hindrance = Some(self.lost(leader, e));
+                        found.hindrance = Some(self.lost(leader, e));
                     }
-                    Ok(Some(response)) => hindrance = self.take(&response, &places, unsent)?.or(hindrance),
-                    Err(e) => hindrance = Some(self.lost(leader, e)),
+                    Ok(Some(response)) => self.take(&response, &places, unsent, &mut found),
+                    Err(e) => found.hindrance = Some(self.lost(leader, e)),
                 }
             }
             asked = still;
@@ -151,7 +165,10 @@ impl WireSink {
                 wait_readable(&awaited, deadline);
             }
         }
-        Ok(hindrance)
+        if found.renew {
+            self.producer = None;
+        }
+        found.refusal.map_or(Ok(found.hindrance), Err)
     }
 
     /// A request to each leader, with the batches it carries.
@@ -221,18 +238,13 @@ impl WireSink {
         e
     }
 
-    /// Takes the answer for each partition. An error is one that waiting will not mend.
-    fn take(
-        &mut self,
-        response: &ProduceResponse,
-        places: &[Place],
-        unsent: &mut Vec<Outgoing>,
-    ) -> Result<Option<Error>> {
-        let Some(mut producer) = self.producer.take() else { return Ok(None) };
+    /// Takes the answer for each partition.
+    fn take(&mut self, response: &ProduceResponse, places: &[Place], unsent: &mut Vec<Outgoing>, found: &mut Findings) {
+        let Some(mut producer) = self.producer.take() else { return };
         let answers: usize = response.responses.iter().map(|topic| topic.partition_responses.len()).sum();
-        let mut hindrance = (answers < places.len())
-            .then(|| Error::new(Kind::Unavailable, "the answer to a Produce leaves out partitions"));
-        let mut keep = true;
+        if answers < places.len() {
+            found.hindrance = Some(Error::new(Kind::Unavailable, "the answer to a Produce leaves out partitions"));
+        }
         for topic in &response.responses {
             for answer in &topic.partition_responses {
                 let of_topic =
@@ -247,7 +259,7 @@ impl WireSink {
                     Verdict::Written | Verdict::Split => {}
                     Verdict::Again => {
                         self.stale = true;
-                        hindrance = explained;
+                        found.hindrance = explained;
                     }
                     Verdict::TooLarge => {
                         // It must not hold up the others: to the end of the queue with it.
@@ -256,27 +268,23 @@ impl WireSink {
                             let out = unsent.remove(index);
                             unsent.push(out);
                         }
-                        hindrance = explained;
+                        found.hindrance = explained;
                     }
                     Verdict::NewProducer => {
                         warn!(
                             "{at} has lost track of our producer id ({code:?}): a new one, and what is not answered is written again"
                         );
-                        keep = false;
+                        found.renew = true;
                     }
                     Verdict::NotIdempotent => {
                         self.forgo_idempotence(&format!("{at} does not take it ({code:?})"));
-                        keep = false;
+                        found.renew = true;
                     }
-                    Verdict::Refused => {
-                        self.producer = Some(producer);
-                        return explained.map_or(Ok(None), Err);
-                    }
+                    Verdict::Refused => found.refusal = explained,
                 }
             }
         }
-        self.producer = keep.then_some(producer);
-        Ok(hindrance)
+        self.producer = Some(producer);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::{Batches, Fetched, Why, codec};
+use super::{Batches, Fetched, MANY, Reading, Then, Why, codec};
 
 /// The shortest message without its prefix: checksum, magic, attributes, two null fields.
 pub const SHORTEST: usize = 14;
@@ -16,41 +16,62 @@ struct Message {
 }
 
 /// Reads the message at `offset`; of a compressed one, what is in it.
-pub fn read(offset: i64, bytes: Bytes, out: &mut Batches) -> Result<(), Why> {
+pub fn read(offset: i64, bytes: Bytes, reading: &mut Reading<'_>, out: &mut Batches) -> Result<Then, Why> {
     let message = parse(bytes)?;
+    let after = offset.saturating_add(1);
+    reading.end = Some(after);
     let codec = i16::from(message.attributes & 7);
     if codec == 0 {
         deliver(offset, message.timestamp, message, out);
-        return Ok(());
+        return Ok(Then::GoOn);
     }
     let compressed = message.value.ok_or("a compressed message is empty")?;
     let compressed = if message.magic == 0 && codec == 3 { codec::mend_lz4(compressed) } else { compressed };
-    let mut set = codec::decompress(codec, compressed)?;
-    let mut inner = Vec::new();
-    while set.has_remaining() {
-        let cut_off = "the set in a compressed message is cut off";
-        let inner_offset = set.try_get_i64().map_err(|_| cut_off)?;
-        let length = set.try_get_i32().ok().and_then(|length| usize::try_from(length).ok());
-        let length = length.filter(|&length| length <= set.len()).ok_or(cut_off)?;
-        let parsed = parse(set.split_to(length))?;
-        if parsed.attributes & 7 != 0 {
-            return Err("a compressed message holds another one".into());
-        }
-        inner.push((inner_offset, parsed));
-    }
+    let mut set = reading.decompress(codec, compressed)?;
     // Format 1 counts from 0 within the set; the outer message bears the offset of the last one.
-    let first = match inner.last() {
-        Some((last, _)) if message.magic == 1 => offset.checked_sub(*last).ok_or("an offset in it is out of range")?,
+    let last = last_offset(set.clone())?;
+    let first = match message.magic {
+        1 => offset.checked_sub(last).ok_or("an offset in it is out of range")?,
         _ => 0,
     };
     let appended = (message.attributes & 8 != 0).then_some(message.timestamp).flatten();
-    for (inner_offset, parsed) in inner {
+    let mut before = None;
+    while set.has_remaining() {
+        if out.records.len() >= MANY {
+            return Ok(Then::Stop);
+        }
+        let (inner_offset, inner) = split_message(&mut set)?;
+        let inner = parse(inner)?;
+        if inner.attributes & 7 != 0 {
+            return Err("a compressed message holds another one".into());
+        }
+        if before.is_some_and(|before| inner_offset <= before) {
+            return Err("the offsets in it do not grow".into());
+        }
+        before = Some(inner_offset);
         let at = inner_offset.checked_add(first).filter(|&at| at <= offset).ok_or("an offset in it is out of range")?;
-        let timestamp = appended.or(parsed.timestamp);
-        deliver(at, timestamp, parsed, out);
+        deliver(at, appended.or(inner.timestamp), inner, out);
     }
-    out.next = out.next.max(offset.saturating_add(1));
-    Ok(())
+    out.next = out.next.max(after);
+    Ok(Then::GoOn)
+}
+
+/// The offset of the last message in a set.
+fn last_offset(mut set: Bytes) -> Result<i64, Why> {
+    let mut last = None;
+    while set.has_remaining() {
+        last = Some(split_message(&mut set)?.0);
+    }
+    last.ok_or_else(|| "a compressed message is empty".into())
+}
+
+/// Takes the first message, and its offset, from a set.
+fn split_message(set: &mut Bytes) -> Result<(i64, Bytes), Why> {
+    let cut_off = "the set in a compressed message is cut off";
+    let offset = set.try_get_i64().map_err(|_| cut_off)?;
+    let length = set.try_get_i32().ok().and_then(|length| usize::try_from(length).ok());
+    let length = length.filter(|&length| length <= set.len()).ok_or(cut_off)?;
+    Ok((offset, set.split_to(length)))
 }
 
 fn deliver(offset: i64, timestamp: Option<i64>, message: Message, out: &mut Batches) {

@@ -57,15 +57,46 @@ pub struct Batches {
 /// Why a batch cannot be read.
 type Why = String;
 
+/// Records that are read in one go; what is behind them is for the next fetch. How many bytes have come says little about
+/// how many records: of a compressed batch there may be millions.
+const MANY: usize = 100_000;
+/// Bytes that decompressed batches may hold in one go before another one is begun.
+const MUCH: usize = 64 << 20;
+
 /// Bytes of offset and length in front of every batch and message.
 const PREFIX: usize = 12;
 /// Bytes of a batch of version 2 in front of its records, without the prefix.
 const HEADER: usize = 49;
 
+/// How far reading has come in an answer.
+struct Reading<'a> {
+    /// The offset that was asked for.
+    from: i64,
+    filter: Filter<'a>,
+    /// The offset behind the last batch, delivered or not.
+    end: Option<i64>,
+    /// Bytes that compressed batches have become.
+    decompressed: usize,
+}
+
+/// What is to be done after a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Read the next one.
+    GoOn,
+    /// Leave the rest to the next fetch.
+    Stop,
+}
+
 /// Reads `bytes`, delivering from offset `from` on.
+///
+/// If there are bytes, then either `next` is beyond `from` or `corrupt` says why not: an answer begins with the batch that
+/// holds `from` or what follows it, and with the whole of that batch, however large (since Fetch 3, KIP-74). Otherwise the
+/// same fetch would be sent again and again, and nobody would know.
 pub fn decode(mut bytes: Bytes, from: i64, aborted: &[Aborted]) -> Batches {
     let mut out = Batches { records: Vec::new(), next: from, corrupt: None };
-    let mut filter = Filter::new(aborted);
+    let mut reading = Reading { from, filter: Filter::new(aborted), end: None, decompressed: 0 };
+    let come = bytes.len();
     // What is cut off at the end is normal: the answer's size is limited.
     while let Some(prefix) = bytes.get(..PREFIX) {
         let base = i64::from_be_bytes(prefix[..8].try_into().expect("eight bytes"));
@@ -75,7 +106,7 @@ pub fn decode(mut bytes: Bytes, from: i64, aborted: &[Aborted]) -> Batches {
             _ => {
                 out.corrupt =
                     Some(Corrupt { offset: base.max(out.next), why: format!("a batch claims a length of {length}") });
-                break;
+                return out;
             }
         };
         if bytes.len() < whole {
@@ -85,14 +116,22 @@ pub fn decode(mut bytes: Bytes, from: i64, aborted: &[Aborted]) -> Batches {
         let magic = batch[16];
         batch.advance(PREFIX);
         let read = match magic {
-            0 | 1 => legacy::read(base, batch, &mut out),
-            2 => read_batch(base, batch, &mut filter, &mut out),
+            0 | 1 => legacy::read(base, batch, &mut reading, &mut out),
+            2 => read_batch(base, batch, &mut reading, &mut out),
             other => Err(format!("message format {other} is not known")),
         };
-        if let Err(why) = read {
-            out.corrupt = Some(Corrupt { offset: base.max(out.next), why });
-            break;
+        match read {
+            Ok(Then::GoOn) if out.records.len() < MANY && reading.decompressed <= MUCH => {}
+            Ok(_) => break,
+            Err(why) => {
+                out.corrupt = Some(Corrupt { offset: base.max(out.next), why });
+                return out;
+            }
         }
+    }
+    if out.next == from && come > 0 {
+        let why = format!("in the {come} bytes that the broker sends there is no whole batch that reaches it");
+        out.corrupt = Some(Corrupt { offset: from, why });
     }
     out
 }
@@ -107,7 +146,7 @@ struct Header {
     count: i32,
 }
 
-fn read_batch(base: i64, mut batch: Bytes, filter: &mut Filter<'_>, out: &mut Batches) -> Result<(), Why> {
+fn read_batch(base: i64, mut batch: Bytes, reading: &mut Reading<'_>, out: &mut Batches) -> Result<Then, Why> {
     if batch.len() < HEADER {
         return Err(format!("a batch of {} bytes is too short", batch.len()));
     }
@@ -130,22 +169,72 @@ fn read_batch(base: i64, mut batch: Bytes, filter: &mut Filter<'_>, out: &mut Ba
             batch.get_i32()
         },
     };
+    reading.follows(base, out.next)?;
     let after = header.last_offset.saturating_add(1);
+    reading.end = Some(after);
     let is_control = attributes & 0x20 != 0;
-    if filter.leaves_out(&header, is_control.then_some(&batch)) || after <= out.next {
+    let left_out = reading.filter.leaves_out(&header, is_control.then_some(&batch));
+    let is_empty = header.count == 0 && batch.is_empty(); // what compaction leaves of a producer's last batch
+    if left_out || after <= out.next || is_empty {
         out.next = out.next.max(after);
-        return Ok(());
+        return Ok(Then::GoOn);
     }
-    let mut records = codec::decompress(attributes & 7, batch)?;
-    for _ in 0..header.count {
-        let record = read_record(&mut records, base, &header).ok_or("a record in it is cut off or malformed")?;
+    let then = read_records(base, batch, &header, reading, out)?;
+    if then == Then::GoOn {
+        out.next = out.next.max(after);
+    }
+    Ok(then)
+}
+
+fn read_records(
+    base: i64,
+    batch: Bytes,
+    header: &Header,
+    reading: &mut Reading<'_>,
+    out: &mut Batches,
+) -> Result<Then, Why> {
+    let count = u32::try_from(header.count).map_err(|_| format!("it claims {} records", header.count))?;
+    let mut records = reading.decompress(header.attributes & 7, batch)?;
+    let mut last = None;
+    for _ in 0..count {
+        if out.records.len() >= MANY {
+            return Ok(Then::Stop);
+        }
+        let record = read_record(&mut records, base, header).ok_or("a record in it is cut off or malformed")?;
+        if last.is_some_and(|last| record.offset <= last) {
+            return Err("the offsets in it do not grow".into());
+        }
+        last = Some(record.offset);
         if record.offset >= out.next {
-            out.next = record.offset + 1;
+            out.next = record.offset.saturating_add(1);
             out.records.push(record);
         }
     }
-    out.next = out.next.max(after);
-    Ok(())
+    match records.is_empty() {
+        true => Ok(Then::GoOn),
+        false => Err(format!("it holds more than the {count} records it claims")),
+    }
+}
+
+impl Reading<'_> {
+    /// Decompresses, and counts what that makes.
+    fn decompress(&mut self, codec: i16, bytes: Bytes) -> Result<Bytes, Why> {
+        let decompressed = codec::decompress(codec, bytes)?;
+        self.decompressed += if codec == 0 { 0 } else { decompressed.len() };
+        Ok(decompressed)
+    }
+
+    /// Whether a batch from `base` on may follow what was read. The checksum does not cover its offset: if that were believed
+    /// and wrong, its records would be taken for others, which are done, and never run.
+    fn follows(&self, base: i64, next: i64) -> Result<(), Why> {
+        match self.end {
+            Some(end) if base < end => Err(format!("it begins at {base}, and the batch before it ends at {}", end - 1)),
+            Some(_) if next == self.from && base > next => {
+                Err(format!("the answer leaves out {next}: what is before it is there, and then {base}"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn read_record(bytes: &mut Bytes, base: i64, header: &Header) -> Option<Fetched> {
@@ -157,9 +246,12 @@ fn read_record(bytes: &mut Bytes, base: i64, header: &Header) -> Option<Fetched>
         base.checked_add(varint(&mut record)?).filter(|offset| (base..=header.last_offset).contains(offset))?;
     let key = nullable(&mut record)?;
     let value = nullable(&mut record)?;
-    for _ in 0..varint(&mut record)? {
+    for _ in 0..u32::try_from(varint(&mut record)?).ok()? {
         nullable(&mut record)??; // a header's key
         nullable(&mut record)?;
+    }
+    if !record.is_empty() {
+        return None;
     }
     let appended = header.attributes & 8 != 0;
     let timestamp = if appended { header.max_timestamp } else { timestamp };
@@ -232,5 +324,7 @@ fn is_abort_marker(mut records: Bytes) -> bool {
     key.is_some_and(|key| key.len() >= 4 && key[2..4] == [0, 0])
 }
 
+#[cfg(test)]
+mod damaged;
 #[cfg(test)]
 mod tests;
