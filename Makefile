@@ -15,7 +15,7 @@ demo: rust ## run six commands through a real Kafka broker and print their outco
 
 test: rust broker ## run all tests, with the real binary, real children and real brokers
 	cargo test --locked
-	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure
+	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure --test produce
 	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test faults -- leaders stays_away
 
 check: rust ## formatting, lints, documentation and scripts, as CI checks them
@@ -23,11 +23,12 @@ check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --document-private-items --locked
 	bash -n fixtures/broker/kafka.sh
+	bash -n fixtures/batches/capture.sh
 	bash -n fixtures/demo/run.sh
 	sh -n fixtures/demo/airflow
 	bash -n .ci/run
 	@if command -v shellcheck >/dev/null; then \
-	  shellcheck fixtures/broker/kafka.sh fixtures/demo/run.sh fixtures/demo/airflow .ci/run; fi
+	  shellcheck fixtures/broker/kafka.sh fixtures/batches/capture.sh fixtures/demo/run.sh fixtures/demo/airflow .ci/run; fi
 
 broker: ## get the Kafka brokers that the tests use, and the tools of the newest
 	@for version in 3.9.2 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version || exit; done

@@ -42,6 +42,8 @@ pub struct Producer {
 pub struct Batch {
     records: Vec<Identity>,
     first_sequence: i32,
+    /// Sent before, without an answer that says where it is: it may be in the log.
+    in_doubt: bool,
     /// As it is sent.
     pub bytes: Bytes,
 }
@@ -81,6 +83,7 @@ impl Producer {
         place: impl Fn(&Outgoing) -> Place,
         now_ms: i64,
     ) -> &BTreeMap<Place, Batch> {
+        self.batches.values_mut().for_each(|batch| batch.in_doubt = true);
         let taken: HashSet<Identity> = self.batches.values().flat_map(|batch| batch.records.iter().copied()).collect();
         let mut new: BTreeMap<Place, Vec<&Outgoing>> = BTreeMap::new();
         let (mut bytes, mut count) = (0, 0);
@@ -141,7 +144,8 @@ impl Producer {
             let next = (i64::from(first_sequence) + records.len() as i64) & i64::from(i32::MAX);
             self.sequences.insert(place, next as i32);
         }
-        Batch { records: records.iter().map(|out| identity(out)).collect(), first_sequence, bytes: bytes.into() }
+        let records = records.iter().map(|out| identity(out)).collect();
+        Batch { records, first_sequence, in_doubt: false, bytes: bytes.into() }
     }
 
     /// Takes note of the answer to the batch of a partition. What was written is taken out of `unsent`.
@@ -161,8 +165,10 @@ impl Producer {
                 }
             }
             Verdict::Split | Verdict::TooLarge | Verdict::Refused => {
-                // It was turned down before it got a place in the log: its sequence is free again.
-                if self.id >= 0 {
+                // It was turned down before it got a place in the log: its sequence is free again. One that was sent before
+                // may have its place: were its sequence given to another batch, the log would take that for this one. If it
+                // has none, the log will ask for a new producer.
+                if self.id >= 0 && !batch.in_doubt {
                     self.sequences.insert(place, batch.first_sequence);
                 }
                 if verdict == Verdict::Split {
@@ -262,6 +268,19 @@ mod tests {
         assert_eq!(sequences(&mut producer, &unsent), [(0, 1, 0)]);
         assert_eq!(producer.answered(ZERO, too_large, &mut unsent), Verdict::TooLarge);
         assert_eq!(unsent.len(), 3);
+    }
+
+    #[test]
+    fn a_sequence_that_may_be_in_the_log_is_not_used_again() {
+        for refusal in [ResponseError::MessageTooLarge, ResponseError::TopicAuthorizationFailed] {
+            let mut producer = Producer::new(Some((7, 0)), Compression::None);
+            let mut unsent: Vec<Outgoing> = [0, 2].map(|n| outgoing(n, 1)).into();
+            assert_eq!(sequences(&mut producer, &unsent), [(0, 2, 0)]);
+            // No answer comes; sent again, it is refused, as the topic has got another limit or other rights meanwhile.
+            assert_eq!(sequences(&mut producer, &unsent), [(0, 2, 0)]);
+            producer.answered(ZERO, Some(refusal), &mut unsent);
+            assert_eq!(producer.batches(&unsent, place, 0)[&ZERO].first_sequence, 2);
+        }
     }
 
     #[test]
