@@ -138,7 +138,7 @@ fn start(
     let (done_in, done) = bounded(0);
 
     let runner = Arc::new(Runner::new(config.exec, shutdown.clone(), registry));
-    let pool = pool::start(threads, &runner, &jobs, &outcomes_in)?;
+    let pool = pool::start(threads, &runner, &jobs, &outcomes_in, &settled_in)?;
     drop((jobs, outcomes_in)); // the pool holds the ends that count
     let publish = spawn("airkafka-publish", &done_in, {
         let shutdown = shutdown.clone();

@@ -55,7 +55,7 @@
 //! |---|---|---|---|---|
 //! | `jobs` | 0 | consumer | pool | the consumer waits for an idle thread, a settled offset and the drain at once |
 //! | `outcomes` | 2 per thread | pool | publish | publish never waits for the pool or the consumer |
-//! | `settled` | unbounded | publish | consumer | never blocks; at most what is open is in it |
+//! | `settled` | unbounded | publish, and pool what it did not start | consumer | never blocks; at most what is open is in it |
 //!
 //! Open work is at most one per thread, `outcomes` and one batch, so a dead result topic stops the intake instead of
 //! filling memory. Closing the channels in the direction of the flow *is* the drain: the consumer drops `jobs`, the pool
@@ -67,9 +67,9 @@
 //! - The consumer thread talks to brokers over sockets that do not block, and waits for all of them at once: a heartbeat never
 //!   waits for a fetch, a fetch never for a rebalance, one broker never for another. The other calls (commits, metadata)
 //!   block, for a fraction of the session timeout at most.
-//! - A record is handed over only within the lease of its partition (`Source::lease`): a process that was stopped for
-//!   longer than its session (SIGSTOP, a suspended machine) wakes up with an idle thread and a record at hand, and must
-//!   not start it.
+//! - A command is started only within the lease of its partition (`Source::lease`), which is looked at when the record is
+//!   handed over and right before the child is made: a process that was stopped for longer than its session (SIGSTOP, a
+//!   suspended machine) wakes up with a record at hand, and must not start it.
 //! - The codec reserves memory by lengths from the wire; `wire::guard` checks them first.
 //! - Children are spawned without `pre_exec`, uid or a cleared PATH: std then takes its posix_spawn path, which stays
 //!   fast however large we are. Programs are resolved to absolute paths for the same reason.

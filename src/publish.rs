@@ -12,6 +12,7 @@ use log::{error, warn};
 use crate::broker::outage::Outage;
 use crate::broker::{Outgoing, Position, Sink};
 use crate::error::{Error, Result};
+use crate::pool::Settled;
 use crate::record::{self, Finished, ResultStyle};
 use crate::shutdown::{Level, Shutdown};
 
@@ -33,7 +34,7 @@ pub struct Publisher<'a> {
 impl Publisher<'_> {
     /// Runs until `outcomes` is closed and everything is written. Returns an error if it had to give up: the results that
     /// were not written are not settled, so their commands run again.
-    pub fn run(mut self, outcomes: &Receiver<Finished>, settled: &Sender<Position>) -> Result<()> {
+    pub fn run(mut self, outcomes: &Receiver<Finished>, settled: &Sender<Settled>) -> Result<()> {
         let mut outage = Outage::new("writing results");
         let mut unsent = Vec::new();
         let mut refusal: Option<Error> = None; // an error that waiting will not mend
@@ -96,13 +97,13 @@ impl Publisher<'_> {
     }
 
     /// Sends, and settles what was acknowledged.
-    fn send(&mut self, unsent: &mut Vec<Outgoing>, settled: &Sender<Position>) -> Result<()> {
+    fn send(&mut self, unsent: &mut Vec<Outgoing>, settled: &Sender<Settled>) -> Result<()> {
         let mut positions: Vec<Position> = unsent.iter().map(|out| out.at.clone()).collect();
         positions.dedup(); // a dead letter stands beside its result
         let sent = self.sink.send(unsent);
         let left: HashSet<(i32, i64)> = unsent.iter().map(|out| (out.at.partition, out.at.offset)).collect();
         for at in positions.into_iter().filter(|at| !left.contains(&(at.partition, at.offset))) {
-            let _ = settled.send(at); // the consumer gave up: nothing will be committed any more
+            let _ = settled.send(Settled::Reported(at)); // the consumer gave up: nothing will be committed any more
         }
         sent
     }

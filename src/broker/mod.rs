@@ -140,6 +140,9 @@ pub trait Source: Send {
     /// Commands have ended, and are reported, whose partition is not ours any more: its owner has to know.
     fn done_elsewhere(&mut self, _partition: i32, _offsets: Range<i64>) {}
 
+    /// A record that was said to run runs no more, and is not done; its partition is not ours: its owner has to know.
+    fn not_running(&mut self) {}
+
     /// No more records are wanted, for good: others may have our partitions while the last commands run.
     fn drain(&mut self) {}
 

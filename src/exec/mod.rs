@@ -25,6 +25,7 @@ use log::{debug, info, warn};
 use crate::broker::{Position, Record};
 use crate::config;
 use crate::error::os_text;
+use crate::pool::Job;
 use crate::record::{self, Command, Invalid, Outcome, Reason, State, printable, show_key};
 use crate::shutdown::{Level, Shutdown};
 use child::{End, Running, Verdict};
@@ -60,6 +61,17 @@ enum Why {
     Abort,
 }
 
+/// What came of a record on a pool thread.
+#[derive(Debug)]
+pub enum Ran {
+    /// Its command has run, or never can.
+    Done(Box<Outcome>),
+    /// Stopped, or not started, because the worker ends at once: it is to be run again by somebody else.
+    Aborted,
+    /// Not started: it was too late for that.
+    TooLate,
+}
+
 /// All that starting a command takes.
 struct Start<'a> {
     command: &'a Command,
@@ -90,28 +102,38 @@ impl Runner {
         Runner { settings, shutdown, registry, host, instance, commands, crowded }
     }
 
-    /// Runs what `record` asks for on the thread that owns `slot`. `None`: it was aborted, or not even started, because
-    /// the worker ends at once; it is to be run again by somebody else.
-    pub fn run(&self, record: &Record, slot: usize) -> Option<Outcome> {
+    /// Runs what the record of `job` asks for on the thread that owns `slot`.
+    pub fn run(&self, job: &Job, slot: usize) -> Ran {
+        if job.is_late() {
+            return Ran::TooLate;
+        }
         let started = Timestamp::now();
-        let ended = match record::decode(record.value.as_deref(), self.settings.shell.as_deref()) {
-            Ok(command) => self.run_command(&command, record, slot)?,
+        let ended = match record::decode(job.record.value.as_deref(), self.settings.shell.as_deref()) {
+            Ok(command) => match self.run_command(&command, job, slot) {
+                Ok(ended) => ended,
+                Err(unfinished) => return unfinished,
+            },
             Err(Invalid(why)) => Ended::unstarted(Reason::Invalid, why),
         };
-        Some(self.outcome(ended, record, started))
+        Ran::Done(Box::new(self.outcome(ended, &job.record, started)))
     }
 
-    fn run_command(&self, command: &Command, record: &Record, slot: usize) -> Option<Ended> {
+    fn run_command(&self, command: &Command, job: &Job, slot: usize) -> Result<Ended, Ran> {
+        let record = &job.record;
         let (program, cwd) = match self.locate(command) {
             Ok(located) => located,
-            Err(Unusable { reason, error }) => return Some(Ended::unstarted(reason, error)),
+            Err(Unusable { reason, error }) => return Ok(Ended::unstarted(reason, error)),
         };
         let cookie = format!("{}-{}", self.instance, self.commands.fetch_add(1, Ordering::Relaxed));
         let timeout = command.timeout.or(self.settings.timeout);
         let start = Start { command, program: &program, cwd: &cwd, cookie: &cookie, at: &record.at, slot };
+        if job.is_late() {
+            return Err(Ran::TooLate); // stopped just now
+        }
         let (running, output) = match self.start(&start, timeout) {
-            Ok(started) => started?,
-            Err(e) => return Some(refused(&e, &program)),
+            Ok(Some(started)) => started,
+            Ok(None) => return Err(Ran::Aborted),
+            Err(e) => return Ok(refused(&e, &program)),
         };
         let pid = running.pid();
         debug!("started {} key={} program={} pid={pid}", record.at, show_key(record.key.as_deref()), program.display());
@@ -125,7 +147,7 @@ impl Runner {
             }
         });
         let ended = match end {
-            End::Stopped(Why::Abort) => return None,
+            End::Stopped(Why::Abort) => return Err(Ran::Aborted),
             End::Stopped(Why::Timeout) => Ended::new(Reason::Timeout, Some(124)),
             End::Stopped(Why::OutputLimit) => Ended::new(Reason::OutputLimit, Some(OUTPUT_LIMIT_EXIT)),
             End::Exited(status) => Ended::by_itself(status),
@@ -134,7 +156,7 @@ impl Runner {
                 Ended { error: Some(error), ..Ended::new(Reason::SpawnError, None) }
             }
         };
-        Some(Ended { pid: Some(pid), duration, tail: output.tail(self.settings.tail_bytes), ..ended })
+        Ok(Ended { pid: Some(pid), duration, tail: output.tail(self.settings.tail_bytes), ..ended })
     }
 
     /// The program's absolute path and the working directory.
@@ -156,7 +178,8 @@ impl Runner {
         Ok((program::resolve(word, &path, &cwd)?, cwd))
     }
 
-    /// Starts a command, waiting while the system has no room for it. `None`: told to end at once meanwhile.
+    /// Starts a command, waiting while the system has no room for it.
+    /// `None`: told to end at once meanwhile.
     fn start(&self, start: &Start<'_>, timeout: Option<Duration>) -> io::Result<Option<(Running<'_>, Output)>> {
         let since = Instant::now();
         loop {

@@ -10,8 +10,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use log::{debug, error, info, warn};
 
 use crate::broker::outage::Outage;
-use crate::broker::{Demand, Event, Position, Record, Source};
+use crate::broker::{Demand, Event, Record, Source};
 use crate::error::{Kind, Result};
+use crate::pool::{Job, Settled};
 use crate::shutdown::{Level, Shutdown};
 use partitions::{Account, Partitions};
 
@@ -72,7 +73,7 @@ impl<'a> Intake<'a> {
     }
 
     /// Runs until the drain, or the end of the source; then until all that was handed over is settled and committed.
-    pub fn run(mut self, jobs: Sender<Option<Record>>, settled: &Receiver<Position>) -> Result<()> {
+    pub fn run(mut self, jobs: Sender<Option<Job>>, settled: &Receiver<Settled>) -> Result<()> {
         let taken = self.take_in(&jobs, settled);
         if let Err(e) = &taken {
             error!("{e}; draining");
@@ -90,12 +91,12 @@ impl<'a> Intake<'a> {
     }
 
     /// The loop while work goes on.
-    fn take_in(&mut self, jobs: &Sender<Option<Record>>, settled: &Receiver<Position>) -> Result<()> {
+    fn take_in(&mut self, jobs: &Sender<Option<Job>>, settled: &Receiver<Settled>) -> Result<()> {
         let (nowhere, _nobody) = bounded(0); // nobody takes from it
         while self.shutdown.level() == Level::Run
             && !(self.ended && self.next.is_none() && self.partitions.unstarted() == 0)
         {
-            settled.try_iter().for_each(|at| self.settle(&at));
+            settled.try_iter().for_each(|settled| self.settle(settled));
             self.commit_if_due()?;
             self.read()?;
             if self.next.is_none() {
@@ -108,8 +109,8 @@ impl<'a> Intake<'a> {
             select! {
                 // Evaluated only when a thread is there to take it.
                 send(out, self.start_next()) -> sent => if sent.is_err() { break },
-                recv(settled) -> at => match at {
-                    Ok(at) => self.settle(&at),
+                recv(settled) -> settled => match settled {
+                    Ok(settled) => self.settle(settled),
                     Err(_) => break, // publish gave up
                 },
                 recv(self.shutdown.at(Level::Drain)) -> _ => {}
@@ -121,22 +122,23 @@ impl<'a> Intake<'a> {
 
     /// The record to start, for a thread that has just said it is idle. `None` if the lease has run out: this process
     /// was stopped for a while, or the machine, and others may have our partitions by now.
-    fn start_next(&mut self) -> Option<Record> {
-        if self.source.lease().is_some_and(|until| Instant::now() >= until) {
+    fn start_next(&mut self) -> Option<Job> {
+        let start_before = self.source.lease();
+        if start_before.is_some_and(|until| Instant::now() >= until) {
             return None;
         }
         let record = self.next.take()?;
         self.partitions.started(&record);
-        Some(record)
+        Some(Job { record, start_before })
     }
 
     /// While what runs comes to its end.
-    fn finish(&mut self, settled: &Receiver<Position>) {
+    fn finish(&mut self, settled: &Receiver<Settled>) {
         let hand_over_at = Instant::now() + HAND_OVER_AFTER;
         let mut handing_over = false;
         loop {
             match settled.recv_timeout(TOP_UP) {
-                Ok(at) => self.settle(&at),
+                Ok(settled) => self.settle(settled),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -214,10 +216,19 @@ impl<'a> Intake<'a> {
         }
     }
 
-    fn settle(&mut self, at: &Position) {
-        if self.partitions.settle((at.partition, at.offset)) == Account::Elsewhere {
-            debug!("{at} is done, in a partition that is not ours any more");
-            self.source.done_elsewhere(at.partition, at.offset..at.offset + 1);
+    fn settle(&mut self, settled: Settled) {
+        match settled {
+            Settled::Reported(at) => {
+                if self.partitions.settle((at.partition, at.offset)) == Account::Elsewhere {
+                    debug!("{at} is done, in a partition that is not ours any more");
+                    self.source.done_elsewhere(at.partition, at.offset..at.offset + 1);
+                }
+            }
+            Settled::NotStarted(record) => {
+                if self.partitions.put_back(record) == Account::Elsewhere {
+                    self.source.not_running();
+                }
+            }
         }
     }
 

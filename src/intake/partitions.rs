@@ -107,7 +107,7 @@ impl Partitions {
                 partition.reclaimed.push_back(record);
             }
         }
-        for &offset in running.iter().filter(|&&offset| !self.running.contains(&(id, offset))) {
+        for &offset in running {
             let waiting = partition.reclaimed.iter().position(|record| record.at.offset == offset);
             let record = waiting.and_then(|index| partition.reclaimed.remove(index));
             let claim = partition.claims.entry(offset).or_default();
@@ -141,6 +141,24 @@ impl Partitions {
         self.running.remove(&at);
         let Some(partition) = self.ours.get_mut(&at.0) else { return Account::Elsewhere };
         partition.dirty |= partition.ledger.settle_elsewhere(at.1..at.1.saturating_add(1));
+        Account::Here
+    }
+
+    /// A record that was handed over was not started. Where it is ours still, it waits again; elsewhere others have to know.
+    pub fn put_back(&mut self, record: Record) -> Account {
+        let at = (record.at.partition, record.at.offset);
+        self.running.remove(&at);
+        let Some(partition) = self.ours.get_mut(&at.0).filter(|partition| !partition.leaving) else {
+            return Account::Elsewhere;
+        };
+        let is_read_again = partition.queue.iter().any(|queued| queued.at.offset == at.1);
+        if let Some(claim) = partition.claims.get_mut(&at.1) {
+            *claim = Some(record); // perhaps our own, from when the partition was not ours: the next generation knows
+            return Account::Elsewhere;
+        }
+        if !is_read_again && !partition.ledger.is_settled(at.1) {
+            partition.reclaimed.push_back(record);
+        }
         Account::Here
     }
 
@@ -320,6 +338,33 @@ mod tests {
         assert_eq!(start(&mut partitions), Some((0, 1)));
         assert_eq!(partitions.settle((0, 0)), Account::Here);
         assert_eq!(partitions.commits(false, false)[0].offset, 1);
+    }
+
+    #[test]
+    fn what_was_not_started_is_started_once_where_it_is_still_to_be_run() {
+        let mut partitions = with(&[(0, 0), (0, 1)]);
+        assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 0)), Some((0, 1))));
+        assert_eq!(partitions.put_back(record(0, 0)), Account::Here);
+        assert_eq!(partitions.commits(true, true)[0].offset, 0);
+        assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 0)), None));
+        // Lost and ours again: others have run 0 and run 1.
+        partitions.lose_all();
+        assert_eq!(partitions.put_back(record(0, 0)), Account::Elsewhere);
+        partitions.assign(0, 0, "");
+        partitions.set_claims(0, &[1], std::slice::from_ref(&(0..1)));
+        assert_eq!(partitions.put_back(record(0, 0)), Account::Here);
+        assert_eq!(partitions.put_back(record(0, 1)), Account::Elsewhere);
+        assert_eq!(start(&mut partitions), None);
+        partitions.set_claims(0, &[], &[]);
+        assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 1)), None));
+        // Read again, and waiting: that one is it.
+        let mut partitions = with(&[(0, 0)]);
+        start(&mut partitions);
+        partitions.lose_all();
+        partitions.assign(0, 0, "");
+        partitions.push(record(0, 0));
+        partitions.put_back(record(0, 0));
+        assert_eq!((start(&mut partitions), start(&mut partitions)), (Some((0, 0)), None));
     }
 
     #[test]

@@ -151,6 +151,11 @@ impl PartitionLedger {
         news || !open.is_empty()
     }
 
+    /// Whether an offset is settled.
+    pub fn is_settled(&self, offset: i64) -> bool {
+        (offset < self.next && !self.open.contains(&offset)) || self.ahead.covers(&(offset..offset.saturating_add(1)))
+    }
+
     /// What is settled from `offset` on, as runs.
     pub fn settled_from(&self, offset: i64) -> Runs {
         let mut settled = self.ahead.clone();

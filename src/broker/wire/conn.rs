@@ -20,9 +20,6 @@ use crate::error::{Error, Kind, Result, os_text};
 
 /// The largest response that is believed: far above what we ask for, far below what would hurt.
 const LARGEST_FRAME: usize = 512 << 20;
-/// A connection that was not used for so long is not used again: brokers close idle ones after ten minutes
-/// (`connections.max.idle.ms`), and some load balancers forget them after four without a word.
-const STALE_AFTER: Duration = Duration::from_secs(180);
 const API_VERSIONS: i16 = 18;
 /// How much is read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -33,6 +30,8 @@ pub struct Connection {
     /// How the broker is named in messages: its address, and its id if known.
     peer: String,
     client_id: StrBytes,
+    /// Not used for so long, it is not used again.
+    max_idle: Duration,
     /// When its authentication is about to run out.
     usable_until: Option<Instant>,
     /// Whether what has come is not Kafka's protocol.
@@ -60,11 +59,12 @@ struct Awaited {
 
 impl Connection {
     /// Takes over a stream that has no request under way.
-    pub fn new(stream: Stream, peer: String, client_id: StrBytes) -> Connection {
+    pub fn new(stream: Stream, peer: String, client_id: StrBytes, max_idle: Duration) -> Connection {
         Connection {
             stream,
             peer,
             client_id,
+            max_idle,
             usable_until: None,
             foreign: false,
             spoken: false,
@@ -152,7 +152,7 @@ impl Connection {
     /// has authenticated with still holds.
     pub fn is_fresh(&self) -> bool {
         let holds = self.usable_until.is_none_or(|until| Instant::now() < until);
-        !self.awaited.is_empty() || (holds && self.heard.elapsed() < STALE_AFTER)
+        !self.awaited.is_empty() || (holds && self.heard.elapsed() < self.max_idle)
     }
 
     /// From `until` on another connection is to be used: the broker ends the session of this one soon after (KIP-368).

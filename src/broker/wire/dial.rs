@@ -30,6 +30,8 @@ pub struct Dialer {
     client_id: StrBytes,
     /// How long TCP may take to connect to one address.
     setup: Duration,
+    /// How long a connection may be unused.
+    max_idle: Duration,
     /// Whether authentication has gone well once.
     authenticated: AtomicBool,
 }
@@ -43,6 +45,7 @@ impl Dialer {
             sasl: settings.sasl.clone(),
             client_id: StrBytes::from_string(settings.client_id.clone()),
             setup: settings.connection_setup_timeout,
+            max_idle: settings.connections_max_idle,
             authenticated: AtomicBool::new(false),
         })
     }
@@ -101,7 +104,7 @@ impl Dialer {
             None => Stream::Plain(socket),
             Some(config) => Stream::Tls(Box::new(tls::handshake(config, address, socket, deadline)?)),
         };
-        Ok(Connection::new(stream, address.to_string(), self.client_id.clone()))
+        Ok(Connection::new(stream, address.to_string(), self.client_id.clone(), self.max_idle))
     }
 
     /// A first request that fails tells more of the listener than of the request.

@@ -25,8 +25,6 @@ use crate::error::{Error, Kind, Result};
 const FETCH: i16 = 12;
 /// The newest ListOffsets that asks for one offset by its meaning.
 const LIST_OFFSETS: i16 = 5;
-/// How long a fetch waits at the broker for something to come.
-const LONG_POLL: Duration = Duration::from_millis(500);
 
 /// How to read.
 #[derive(Clone, Debug)]
@@ -39,6 +37,8 @@ pub struct Settings {
     pub broker_bytes: i32,
     /// Whether records of aborted transactions are left out.
     pub read_committed: bool,
+    /// How long a fetch waits at the broker for something to come.
+    pub long_poll: Duration,
     /// How much longer than the long poll an answer may take.
     pub patience: Duration,
 }
@@ -177,7 +177,7 @@ impl Fetchers {
     pub fn due(&self) -> Option<Instant> {
         let answers = self.leaders.values().map(|fetcher| match fetcher.asked.is_empty() {
             true => fetcher.retry_at,
-            false => fetcher.since + LONG_POLL + self.settings.patience,
+            false => fetcher.since + self.settings.long_poll + self.settings.patience,
         });
         let pauses = self.positions.values().filter_map(|position| position.pause);
         let now = Instant::now();
@@ -240,7 +240,7 @@ impl Fetcher {
         let topic = FetchTopic::default().with_topic(topic_name(&settings.topic)).with_partitions(partitions.collect());
         let request = FetchRequest::default()
             .with_replica_id(BrokerId(-1))
-            .with_max_wait_ms(millis(LONG_POLL))
+            .with_max_wait_ms(millis(settings.long_poll))
             .with_min_bytes(1)
             .with_max_bytes(settings.broker_bytes)
             .with_isolation_level(settings.read_committed.into())
@@ -262,7 +262,7 @@ impl Fetcher {
         let Some(response) = conn.receive::<FetchRequest>()? else {
             // A large answer over a slow line is on its way as long as something of it comes.
             let silent = self.since.max(conn.heard()).elapsed();
-            if silent > LONG_POLL + settings.patience {
+            if silent > settings.long_poll + settings.patience {
                 return Err(conn.failed(format!("no answer to a Fetch within {silent:?}")));
             }
             return Ok(Vec::new());

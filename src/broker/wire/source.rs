@@ -83,6 +83,7 @@ impl WireSource {
             partition_bytes: settings.partition_fetch_bytes,
             broker_bytes: settings.fetch_max_bytes,
             read_committed: settings.isolation == Isolation::ReadCommitted,
+            long_poll: settings.fetch_max_wait,
             patience: settings.request_timeout.min(FETCH_PATIENCE),
         });
         let now = Instant::now();
@@ -387,6 +388,10 @@ impl Source for WireSource {
 
     fn done_elsewhere(&mut self, partition: i32, offsets: Range<i64>) {
         self.done.entry(partition).or_default().insert(offsets);
+    }
+
+    fn not_running(&mut self) {
+        self.group.rejoin();
     }
 
     fn drain(&mut self) {

@@ -38,10 +38,6 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long connecting to one address may take.
     pub connection_setup_timeout: Duration,
-    /// Wait before a broker is connected to again, at first.
-    pub reconnect_backoff: Duration,
-    /// Wait before a broker is connected to again, at most.
-    pub reconnect_backoff_max: Duration,
     /// Bytes of one fetch.
     pub fetch_max_bytes: i32,
     /// Bytes of one partition in one fetch.
@@ -50,7 +46,7 @@ pub struct Settings {
     pub fetch_max_wait: Duration,
     /// After this what is known of the cluster is asked again.
     pub metadata_max_age: Duration,
-    /// A connection that is not used for so long may be closed.
+    /// A connection that was not used for so long is not used again.
     pub connections_max_idle: Duration,
     /// Which records are read.
     pub isolation: Isolation,
@@ -229,13 +225,12 @@ impl Default for Settings {
             heartbeat_interval: Duration::from_secs(3),
             request_timeout: Duration::from_secs(30),
             connection_setup_timeout: Duration::from_secs(10),
-            reconnect_backoff: Duration::from_millis(50),
-            reconnect_backoff_max: Duration::from_secs(1),
             fetch_max_bytes: 8 << 20, // a worker keeps no more than this, beside what runs
             partition_fetch_bytes: 1 << 20,
             fetch_max_wait: Duration::from_millis(500),
             metadata_max_age: Duration::from_secs(300),
-            connections_max_idle: Duration::from_secs(540),
+            // Brokers close idle ones after ten minutes, and some load balancers forget them after four without a word.
+            connections_max_idle: Duration::from_secs(180),
             isolation: Isolation::ReadCommitted,
             compression: Compression::None,
             given: Vec::new(),
@@ -280,11 +275,9 @@ fn build(bag: &mut Bag) -> Checked<(Settings, Option<String>)> {
     let instance_id = bag.value("group.instance.id", None, |text| units::instance_id(text).map(Some));
     let request_timeout = bag.value("request.timeout.ms", default.request_timeout, millis::<1>);
     let setup = bag.value("socket.connection.setup.timeout.ms", default.connection_setup_timeout, millis::<1>);
-    let backoff = bag.value("reconnect.backoff.ms", default.reconnect_backoff, millis::<0>);
-    let backoff_max = bag.value("reconnect.backoff.max.ms", default.reconnect_backoff_max, millis::<0>);
     let fetch_max_bytes = bag.value("fetch.max.bytes", default.fetch_max_bytes, bytes);
     let partition_fetch_bytes = bag.value("max.partition.fetch.bytes", default.partition_fetch_bytes, bytes);
-    let fetch_max_wait = bag.value("fetch.max.wait.ms", default.fetch_max_wait, millis::<0>);
+    let fetch_max_wait = bag.value("fetch.max.wait.ms", default.fetch_max_wait, millis::<1>);
     let metadata_max_age = bag.value("metadata.max.age.ms", default.metadata_max_age, millis::<1>);
     let connections_max_idle = bag.value("connections.max.idle.ms", default.connections_max_idle, millis::<1>);
     let isolation = bag.value("isolation.level", default.isolation, |text| units::word(text, ISOLATION));
@@ -298,8 +291,6 @@ fn build(bag: &mut Bag) -> Checked<(Settings, Option<String>)> {
         heartbeat_interval: heartbeat_interval?,
         request_timeout: request_timeout?,
         connection_setup_timeout: setup?,
-        reconnect_backoff: backoff?,
-        reconnect_backoff_max: backoff_max?.max(backoff?),
         fetch_max_bytes: fetch_max_bytes?,
         partition_fetch_bytes: partition_fetch_bytes?,
         fetch_max_wait: fetch_max_wait?,
