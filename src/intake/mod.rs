@@ -48,7 +48,10 @@ pub struct Intake<'a> {
     ended: bool,
     reading: Outage,
     committing: Outage,
-    read_at: Instant,
+    /// Not read before, after trouble.
+    retry_at: Instant,
+    /// Not read before, while records wait.
+    top_up_at: Instant,
     commit_at: Instant,
     recommit_at: Instant,
 }
@@ -66,7 +69,8 @@ impl<'a> Intake<'a> {
             ended: false,
             reading: Outage::new("reading commands"),
             committing: Outage::new("committing offsets"),
-            read_at: now,
+            retry_at: now,
+            top_up_at: now,
             commit_at: now,
             recommit_at: now + RECOMMIT,
         }
@@ -97,14 +101,13 @@ impl<'a> Intake<'a> {
             && !(self.ended && self.next.is_none() && self.partitions.unstarted() == 0)
         {
             settled.try_iter().for_each(|settled| self.settle(settled));
-            self.commit_if_due()?;
             self.read()?;
             if self.next.is_none() {
                 self.next = self.partitions.next(self.source.metadata_limit());
             }
             let (out, wait) = match self.next {
                 Some(_) => (jobs, TOP_UP),
-                None => (&nowhere, self.read_at.saturating_duration_since(Instant::now())),
+                None => (&nowhere, self.retry_at.saturating_duration_since(Instant::now())),
             };
             select! {
                 // Evaluated only when a thread is there to take it.
@@ -116,6 +119,7 @@ impl<'a> Intake<'a> {
                 recv(self.shutdown.at(Level::Drain)) -> _ => {}
                 default(wait) => {}
             }
+            self.commit_if_due()?; // it waits for the coordinator: not before what has come is handed over
         }
         Ok(())
     }
@@ -154,18 +158,22 @@ impl<'a> Intake<'a> {
 
     /// Reads on when the queue runs low. Waits in the source only if there is nothing else to do.
     fn read(&mut self) -> Result<()> {
-        if self.ended || Instant::now() < self.read_at {
+        let now = Instant::now();
+        if self.ended || now < self.retry_at {
             return Ok(());
         }
         let waiting = self.partitions.waiting(self.source.metadata_limit()) + usize::from(self.next.is_some());
+        if waiting > 0 && now < self.top_up_at {
+            return Ok(());
+        }
         let wait = match (waiting, self.partitions.is_idle()) {
             (0, true) => IDLE_WAIT,
             (0, false) => BUSY_WAIT,
             _ => Duration::ZERO,
         };
         let came = self.poll(wait, waiting < self.threads)?;
-        if !came && waiting > 0 {
-            self.read_at = self.read_at.max(Instant::now() + TOP_UP);
+        if !came {
+            self.top_up_at = Instant::now() + TOP_UP;
         }
         Ok(())
     }
@@ -181,7 +189,7 @@ impl<'a> Intake<'a> {
         let now = Instant::now();
         match polled {
             Ok(()) => self.reading.over(now),
-            Err(e) if e.is_transient() => self.read_at = now + self.reading.failed(&e, now),
+            Err(e) if e.is_transient() => self.retry_at = now + self.reading.failed(&e, now),
             Err(e) => return Err(e),
         }
         Ok(came)
@@ -295,5 +303,51 @@ impl<'a> Intake<'a> {
             }
             self.poll(pause.max(COMMIT_LATER), false)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Commit, Position};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Has one record, and counts how often it is asked.
+    struct Scanty(Arc<AtomicUsize>);
+
+    impl Source for Scanty {
+        fn poll(&mut self, _: Duration, _: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+            if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+                events.push(Event::Assigned { partition: 0, offset: 0, metadata: String::new() });
+                let at = Position { topic: "t".into(), partition: 0, offset: 0 };
+                events.push(Event::Record(Record { at, key: None, value: None, timestamp_ms: None, attempt: None }));
+            }
+            Ok(())
+        }
+
+        fn commit(&mut self, _: &[Commit]) -> Result<()> {
+            Ok(())
+        }
+
+        fn metadata_limit(&self) -> usize {
+            4096
+        }
+    }
+
+    #[test]
+    fn reading_goes_on_at_once_when_nothing_waits_any_more() {
+        let (asked, shutdown) = (Arc::new(AtomicUsize::new(0)), Shutdown::default());
+        let mut intake = Intake::new(Box::new(Scanty(asked.clone())), 2, &shutdown);
+        intake.read().unwrap();
+        intake.next = intake.partitions.next(4096);
+        assert!(intake.next.is_some());
+        intake.read().unwrap(); // brings nothing: looked again after a pause, as long as that one waits
+        assert!(intake.top_up_at > Instant::now() - TOP_UP);
+        assert!(intake.start_next().is_some());
+        let before = asked.load(Ordering::Relaxed);
+        intake.top_up_at = Instant::now() + Duration::from_secs(3600);
+        intake.read().unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), before + 1);
     }
 }
