@@ -33,6 +33,8 @@ use output::Output;
 use program::Unusable;
 use registry::Registry;
 
+/// What our executor for Airflow has its tasks run with; it is installed beside `airflow`.
+const AIRFLOW_ENTRY: &str = "airkafka-task";
 /// Exit code of a command that was stopped for its output: what a shell shows for SIGXFSZ, "file size limit exceeded".
 const OUTPUT_LIMIT_EXIT: i32 = 128 + libc::SIGXFSZ;
 /// How long to wait before asking again a system that has no room for another process.
@@ -168,8 +170,13 @@ impl Runner {
             return Err(unusable(format!("cwd {}: no such directory", printable(&cwd.to_string_lossy()))));
         }
         let word = command.argv[0].as_str();
-        if let (Some(airflow), "airflow") = (&self.settings.airflow, word) {
-            return Ok((airflow.clone(), cwd));
+        if let Some(airflow) = &self.settings.airflow {
+            let beside = airflow.with_file_name(AIRFLOW_ENTRY);
+            match word {
+                "airflow" => return Ok((airflow.clone(), cwd)),
+                AIRFLOW_ENTRY if beside.exists() => return Ok((beside, cwd)),
+                _ => {}
+            }
         }
         let path: OsString = match command.env.get("PATH") {
             Some(path) => path.into(),
