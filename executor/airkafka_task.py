@@ -14,6 +14,7 @@ that the task has come to, and tells a task that runs elsewhere, or is not to be
 
     airkafka-task workload --send ID --not-after SECONDS < WORKLOAD.json
     airkafka-task airflow TRY --send ID --not-after SECONDS -- airflow tasks run ...
+    airkafka-task serve    the preloaded runner, which the worker starts: see airkafka_runner.py
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ GOOD = {"success", "skipped", "deferred", "up_for_reschedule", "awaiting_input"}
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    if args.kind == "serve":
+        from airkafka_runner import serve
+
+        return serve()
     try:
         if args.kind == "workload":
             return run_workload(sys.stdin.buffer.read(), args)
@@ -53,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="kind", required=True)
     workload = kinds.add_parser("workload", help="a workload of Airflow 3, on stdin")
     airflow = kinds.add_parser("airflow", help="a command of Airflow 2")
+    kinds.add_parser("serve", help="the preloaded runner; the worker starts it")
     airflow.add_argument("try_number", type=int)
     for kind in (workload, airflow):
         kind.add_argument("--send", default="")

@@ -2,15 +2,16 @@
 //!
 //! The main thread connects (so that a broker that is away is told before anything runs), then only waits.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use log::{error, info, warn};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
@@ -19,10 +20,11 @@ use crate::broker::wire::{dial::Dialer, sink::WireSink, source::WireSource};
 use crate::broker::{self, Pair, Sink, Source};
 use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
-use crate::exec::Runner;
 use crate::exec::registry::Registry;
+use crate::exec::{self, Runner};
 use crate::intake::Intake;
 use crate::pool;
+use crate::preload::Preload;
 use crate::publish::Publisher;
 use crate::record::ResultStyle;
 use crate::shutdown::{Level, Shutdown};
@@ -55,16 +57,32 @@ pub fn run(config: Config) -> ExitCode {
 fn run_to_the_end(config: Config) -> Result<ExitCode> {
     let shutdown = Arc::new(Shutdown::default());
     let registry = Arc::new(Registry::new(config.threads.get()));
-    watch_signals(shutdown.clone(), registry.clone())?;
+    let preload = Preload::new(config.preload, registry.clone());
+    watch_signals(shutdown.clone(), registry.clone(), preload.clone())?;
     sys::become_subreaper();
     let Some((source, sink)) = connect(&config.origin, &shutdown)? else {
         info!("told to end before a broker was found");
         return Ok(ExitCode::Clean);
     };
     let (grace, drain_timeout) = (config.exec.grace, config.drain_timeout);
-    let (ends, done) = start(config, source, sink, &shutdown, registry)?;
-    wait_for_end(&done, &shutdown, drain_timeout, grace)?;
-    ends.join(&shutdown)
+    if config.preload == config::Preload::Airflow {
+        start_preload(&config.exec, preload.as_ref());
+    }
+    let (ends, done) = start(config, source, sink, &shutdown, registry, preload.clone())?;
+    let ended = wait_for_end(&done, &shutdown, drain_timeout, grace).and_then(|()| ends.join(&shutdown));
+    preload.inspect(|preload| preload.end());
+    ended
+}
+
+/// Starts the preloaded runner before there is a command for it.
+fn start_preload(exec: &config::Exec, preload: Option<&Arc<Preload>>) {
+    match (exec::airflow_entry(exec), preload) {
+        (Ok(program), Some(preload)) => drop(preload.socket_for(&program)),
+        (Err(why), _) => {
+            warn!("nothing is preloaded: {why}; install executor/ beside airflow (pip install ./executor)")
+        }
+        (Ok(_), None) => {}
+    }
 }
 
 /// Connects to both ends. `None`: told to end meanwhile.
@@ -126,6 +144,7 @@ fn start(
     sink: Box<dyn Sink>,
     shutdown: &Arc<Shutdown>,
     registry: Arc<Registry>,
+    preload: Option<Arc<Preload>>,
 ) -> Result<(Ends, Receiver<()>)> {
     let threads = config.threads.get();
     let (style, dead_letter) = match &config.origin {
@@ -137,7 +156,7 @@ fn start(
     let (settled_in, settled) = unbounded();
     let (done_in, done) = bounded(0);
 
-    let runner = Arc::new(Runner::new(config.exec, shutdown.clone(), registry));
+    let runner = Arc::new(Runner::new(config.exec, shutdown.clone(), registry, preload));
     let pool = pool::start(threads, &runner, &jobs, &outcomes_in, &settled_in)?;
     drop((jobs, outcomes_in)); // the pool holds the ends that count
     let publish = spawn("airkafka-publish", &done_in, {
@@ -220,12 +239,17 @@ fn joined<T>(result: thread::Result<T>) -> Result<T> {
     })
 }
 
-/// Starts the thread that obeys TERM and INT - drain, stop, exit at once - and in between reaps orphans.
-fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>) -> Result<()> {
+/// Starts the thread that obeys TERM and INT - drain, stop, exit at once - and in between reaps orphans. Where something
+/// may be preloaded it obeys HUP as well: preload anew, or drain if there is nothing, or our terminal is gone.
+fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>, preload: Option<Arc<Preload>>) -> Result<()> {
     let failed = |e: std::io::Error| Error::new(Kind::Unexpected, format!("cannot watch for signals: {}", os_text(&e)));
     let (mut signals, writer) = UnixStream::pair().map_err(failed)?;
     signals.set_read_timeout(Some(REAP_EVERY)).map_err(failed)?;
-    for signal in [SIGTERM, SIGINT] {
+    let hung_up = Arc::new(AtomicBool::new(false));
+    if preload.is_some() {
+        signal_hook::flag::register(SIGHUP, hung_up.clone()).map_err(failed)?; // before the pipe, which wakes us
+    }
+    for signal in [SIGTERM, SIGINT].into_iter().chain(preload.as_ref().map(|_| SIGHUP)) {
         signal_hook::low_level::pipe::register(signal, writer.try_clone().map_err(failed)?).map_err(failed)?;
     }
     let watch = move || {
@@ -234,6 +258,13 @@ fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>) -> Result<()>
         loop {
             if signals.read_exact(&mut [0]).is_err() {
                 registry.reap_orphans(); // no signal within the time
+                continue;
+            }
+            if hung_up.swap(false, Ordering::AcqRel) {
+                let is_reload = !std::io::stderr().is_terminal() && preload.as_ref().is_some_and(|it| it.reload());
+                if !is_reload {
+                    shutdown.raise(Level::Drain);
+                }
                 continue;
             }
             // timeout(1) and some supervisors signal the process and then its group: one wish, told twice.

@@ -31,6 +31,12 @@
 //! - `broker::kafka_crate`, for brokers before 0.11;
 //! - `broker::local`, for `--input`.
 //!
+//! # Tasks of Airflow
+//!
+//! `executor/` is Airflow's side. Its commands begin with `airkafka-task`. A new interpreter for each would cost ten times the
+//! task, so `preload` keeps one that has imported Airflow, and starts for each command a small client
+//! ([`preload::client`]), which stands for a forked child of it. `exec` knows no more than that the program is another one.
+//!
 //! # When a partition moves
 //!
 //! The assignment is sticky and cooperative: a partition that is to move has no owner for one generation. Its old owner
@@ -47,6 +53,7 @@
 //! | `airkafka-signal` | `app` | the signal socket; reaps adopted orphans | blocks on a channel |
 //! | `airkafka-consumer` | `intake` | Source, ledgers | runs a child, sends a result, blocks longer than one fetch |
 //! | `airkafka-exec-N` | `pool`, `exec` | one child and its tree | touches a broker or an offset |
+//! | `airkafka-preload` | `preload` | the preloaded runner, once it is wanted | runs a command |
 //! | `airkafka-publish` | `publish` | Sink, unsent results | decides what is done |
 //!
 //! # Channels
@@ -87,6 +94,7 @@ pub mod intake;
 pub mod ledger;
 pub mod logger;
 pub mod pool;
+pub mod preload;
 pub mod publish;
 pub mod record;
 pub mod shutdown;

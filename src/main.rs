@@ -1,13 +1,16 @@
-//! The command line tool: SIGCHLD reset, arguments to configuration, logger, work, exit code.
+//! The command line tool: SIGCHLD reset (or another mode of it, a client of the preloaded runner), arguments to configuration, logger, work, exit code.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use airkafka_worker::cli::{self, Parsed};
 use airkafka_worker::config::{Config, Env};
-use airkafka_worker::{app, error, logger, sys};
+use airkafka_worker::{app, error, logger, preload, sys};
 
 fn main() -> ExitCode {
+    if preload::client::is_meant() {
+        return preload::client::run();
+    }
     sys::reset_sigchld(); // before anything that could start a child
     let args = match cli::parse(std::env::args_os().skip(1)) {
         Parsed::Run(args) => args,

@@ -147,7 +147,7 @@ mod tests {
             output_limit: None,
             tail_bytes: 0,
         };
-        let runner = Arc::new(Runner::new(exec, Arc::default(), Arc::new(Registry::new(1))));
+        let runner = Arc::new(Runner::new(exec, Arc::default(), Arc::new(Registry::new(1)), None));
         let ((jobs_in, jobs), (outcomes_in, outcomes), (settled_in, settled)) = (unbounded(), unbounded(), unbounded());
         let now = Instant::now();
         let late = Some(now);

@@ -1,5 +1,8 @@
 //! The system calls that no safe library wraps; the only `unsafe` of the crate.
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
 use rustix::process::Pid;
 
 /// Gives SIGCHLD its default action back. Started with SIGCHLD ignored (some supervisors and shells leave it so) the
@@ -44,4 +47,59 @@ pub fn become_subreaper() {
     if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         log::warn!("cannot become a subreaper ({e}): what commands leave behind is not reaped by this process");
     }
+}
+
+/// The signals that ask a process to end or to do something, taken as they come instead of obeyed.
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// From now on. For a process of one thread.
+    pub fn take() -> io::Result<Signals> {
+        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+        // SAFETY: `set` outlives the calls; signalfd gives a descriptor that nobody else has.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            wanted.iter().for_each(|&signal| {
+                libc::sigaddset(&mut set, signal);
+            });
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+                -1 => Err(io::Error::last_os_error()),
+                fd => Ok(Signals(OwnedFd::from_raw_fd(fd))),
+            }
+        }
+    }
+
+    /// The next one, and who has sent it.
+    pub fn read(&self) -> Option<(i32, Option<Pid>)> {
+        // SAFETY: all bits zero is a valid signalfd_siginfo, which is bytes and integers.
+        let mut info: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
+        // SAFETY: as many bytes as `info` has are written into it at the most.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut info).cast(), size_of_val(&info)) };
+        (read == size_of_val(&info).cast_signed())
+            .then(|| (info.ssi_signo.cast_signed(), Pid::from_raw(info.ssi_pid.cast_signed())))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Ends this process by a signal, without a core of ours.
+pub fn die_by(signal: i32) -> ! {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: None };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    // SAFETY: sets a default action, opens the mask and signals ourselves; `set` outlives the call.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal);
+        libc::signal(signal, libc::SIG_DFL);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        libc::raise(signal);
+    }
+    std::process::exit(128 + signal) // one that does not end a process
 }

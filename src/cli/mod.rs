@@ -76,6 +76,9 @@ pub struct Args {
     /// value of `--airflow`
     #[argh(option)]
     pub airflow: Option<String>,
+    /// value of `--preload`
+    #[argh(option)]
+    pub preload: Option<String>,
     /// value of `--output-dir`
     #[argh(option)]
     pub output_dir: Option<String>,
@@ -125,6 +128,7 @@ impl Args {
             "drain-timeout" => &self.drain_timeout,
             "shell" => &self.shell,
             "airflow" => &self.airflow,
+            "preload" => &self.preload,
             "output-dir" => &self.output_dir,
             "output-limit" => &self.output_limit,
             "tail-bytes" => &self.tail_bytes,

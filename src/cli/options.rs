@@ -254,6 +254,17 @@ pub const OPTIONS: &[Opt] = &[
         help: "program that runs commands beginning with the word airflow",
     },
     Opt {
+        name: "preload",
+        short: None,
+        value: Some("auto|airflow|none"),
+        fallback: Fallback::Value("auto"),
+        setting: Some("preload"),
+        airflow: None,
+        heading: COMMANDS,
+        help: "import Airflow ahead and fork its tasks (commands airkafka-task): auto: with the first one; airflow: at \
+               the start; none: each gets a new interpreter",
+    },
+    Opt {
         name: "output-dir",
         short: None,
         value: Some("DIR"),

@@ -32,6 +32,8 @@ pub struct Config {
     pub threads: NonZeroUsize,
     /// How commands are run.
     pub exec: Exec,
+    /// Whether tasks of Airflow are forked from a process that has imported it.
+    pub preload: Preload,
     /// How long a drain may take before commands are stopped; `None` waits for them.
     pub drain_timeout: Option<Duration>,
     /// What a result's value looks like.
@@ -147,6 +149,31 @@ impl ResultFormat {
     }
 }
 
+/// When Airflow is imported ahead of its tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preload {
+    /// With the first command that is a task of Airflow.
+    Auto,
+    /// At the start.
+    Airflow,
+    /// Never: each task has a new interpreter.
+    None,
+}
+
+impl Preload {
+    /// All there are.
+    const ALL: [Preload; 3] = [Preload::Auto, Preload::Airflow, Preload::None];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Preload::Auto => "auto",
+            Preload::Airflow => "airflow",
+            Preload::None => "none",
+        }
+    }
+}
+
 /// How commands are run.
 #[derive(Clone, Debug)]
 pub struct Exec {
@@ -191,6 +218,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let drain_timeout = look.value("drain-timeout", units::or_no_limit(units::duration));
     let shell = look.value("shell", units::or_none(|value| paths::program(value, path)));
     let airflow = airflow(look, env, matches!(origin, Some(Origin::Kafka(_))));
+    let preload = look.value("preload", units::preload);
     let output_dir = look.value("output-dir", units::or_none(paths::directory));
     let output_limit = look.value("output-limit", units::or_no_limit(units::positive_size));
     let tail_bytes = look.value("tail-bytes", units::tail);
@@ -208,6 +236,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
             output_limit: output_limit?,
             tail_bytes: tail_bytes?,
         },
+        preload: preload?,
         drain_timeout: drain_timeout?,
         result_format: result_format?,
         log_level: log_level?,

@@ -57,6 +57,7 @@ impl Config {
         line.add("drain-timeout", or_none(self.drain_timeout, show_duration));
         line.add("shell", or_none(exec.shell.as_deref(), path));
         line.add("airflow", or_none(exec.airflow.as_deref(), path));
+        line.add("preload", self.preload.as_str());
         line.add("output-dir", or_none(exec.output_dir.as_deref(), path));
         line.add("output-limit", or_none(exec.output_limit, show_size));
         line.add("tail-bytes", show_size(exec.tail_bytes as u64));

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{Client, ResultFormat, StartFrom};
+use super::{Client, Preload, ResultFormat, StartFrom};
 
 /// A value, or what is wrong with it.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -263,6 +263,11 @@ pub(super) fn start_from(text: &str) -> Parsed<StartFrom> {
 /// Which client.
 pub(super) fn client(text: &str) -> Parsed<Client> {
     word(text, &Client::ALL.map(|client| (client.as_str(), client)))
+}
+
+/// When Airflow is imported.
+pub(super) fn preload(text: &str) -> Parsed<Preload> {
+    word(text, &Preload::ALL.map(|preload| (preload.as_str(), preload)))
 }
 
 /// The value of a result.

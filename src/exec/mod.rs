@@ -6,7 +6,7 @@ mod child;
 mod output;
 mod program;
 pub mod registry;
-mod tree;
+pub mod tree;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -26,6 +26,7 @@ use crate::broker::{Position, Record};
 use crate::config;
 use crate::error::os_text;
 use crate::pool::Job;
+use crate::preload::{self, Preload};
 use crate::record::{self, Command, Invalid, Outcome, Reason, State, printable, show_key};
 use crate::shutdown::{Level, Shutdown};
 use child::{End, Running, Verdict};
@@ -50,6 +51,8 @@ pub struct Runner {
     /// First part of every cookie: no other worker, and no later one with our process id, has the same.
     instance: String,
     commands: AtomicU64,
+    /// Where tasks of Airflow are forked instead.
+    preload: Option<Arc<Preload>>,
     /// Whether the system had no room for another process the last time; for one log line at each change.
     crowded: AtomicBool,
 }
@@ -82,6 +85,8 @@ struct Start<'a> {
     cookie: &'a str,
     at: &'a Position,
     slot: usize,
+    /// Where the preloaded runner listens that is to have it.
+    runner: Option<PathBuf>,
 }
 
 /// What is known of a command's end, before it becomes an [`Outcome`].
@@ -97,11 +102,16 @@ struct Ended {
 
 impl Runner {
     /// A runner for the threads of `registry`.
-    pub fn new(settings: config::Exec, shutdown: Arc<Shutdown>, registry: Arc<Registry>) -> Self {
+    pub fn new(
+        settings: config::Exec,
+        shutdown: Arc<Shutdown>,
+        registry: Arc<Registry>,
+        preload: Option<Arc<Preload>>,
+    ) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into();
         let instance = format!("{:x}-{:x}", process::id(), Timestamp::now().as_nanosecond());
         let (commands, crowded) = (AtomicU64::new(0), AtomicBool::new(false));
-        Runner { settings, shutdown, registry, host, instance, commands, crowded }
+        Runner { settings, shutdown, registry, host, instance, commands, preload, crowded }
     }
 
     /// Runs what the record of `job` asks for on the thread that owns `slot`.
@@ -128,7 +138,9 @@ impl Runner {
         };
         let cookie = format!("{}-{}", self.instance, self.commands.fetch_add(1, Ordering::Relaxed));
         let timeout = command.timeout.or(self.settings.timeout);
-        let start = Start { command, program: &program, cwd: &cwd, cookie: &cookie, at: &record.at, slot };
+        let preload = self.preload.as_ref().filter(|_| command.argv[0] == AIRFLOW_ENTRY);
+        let runner = preload.and_then(|preload| preload.socket_for(&program));
+        let start = Start { command, program: &program, cwd: &cwd, cookie: &cookie, at: &record.at, slot, runner };
         if job.is_late() {
             return Err(Ran::TooLate); // stopped just now
         }
@@ -170,13 +182,14 @@ impl Runner {
             return Err(unusable(format!("cwd {}: no such directory", printable(&cwd.to_string_lossy()))));
         }
         let word = command.argv[0].as_str();
-        if let Some(airflow) = &self.settings.airflow {
-            let beside = airflow.with_file_name(AIRFLOW_ENTRY);
-            match word {
-                "airflow" => return Ok((airflow.clone(), cwd)),
-                AIRFLOW_ENTRY if beside.exists() => return Ok((beside, cwd)),
-                _ => {}
+        match (word, &self.settings.airflow) {
+            ("airflow", Some(airflow)) => return Ok((airflow.clone(), cwd)),
+            (AIRFLOW_ENTRY, _) => {
+                if let Some(beside) = beside_airflow(&self.settings) {
+                    return Ok((beside, cwd));
+                }
             }
+            _ => {}
         }
         let path: OsString = match command.env.get("PATH") {
             Some(path) => path.into(),
@@ -213,9 +226,12 @@ impl Runner {
     }
 
     fn try_start(&self, start: &Start<'_>) -> io::Result<(Running<'_>, Output)> {
-        let Start { command, program, cwd, cookie, at, slot } = *start;
+        let Start { command, program, cwd, cookie, at, slot, ref runner } = *start;
         let output = Output::open(self.settings.output_dir.as_deref(), at)?;
-        let mut os_command = process::Command::new(program);
+        let mut os_command = match runner {
+            Some(socket) => preload::client::command(socket, program),
+            None => process::Command::new(program),
+        };
         os_command
             .args(&command.argv[1..])
             .current_dir(cwd)
@@ -224,7 +240,7 @@ impl Runner {
             .stdin(stdin_with(command.stdin.as_deref())?)
             .stdout(output.stdio()?)
             .stderr(output.stdio()?);
-        if program.file_name() == Some(OsStr::new(&command.argv[0])) {
+        if runner.is_some() || program.file_name() == Some(OsStr::new(&command.argv[0])) {
             os_command.arg0(&command.argv[0]); // a bare name stays one, as in a shell: busybox and its like look at it
         }
         Ok((Running::start(&mut os_command, cookie, &self.registry, slot)?, output))
@@ -256,6 +272,20 @@ impl Runner {
         let ended = Ended::unstarted(Reason::SpawnError, "the worker failed on this record (see its log)".into());
         self.outcome(ended, record, Timestamp::now())
     }
+}
+
+/// The program that runs tasks of Airflow, as a command without a PATH of its own finds it. An error says why there is none.
+pub fn airflow_entry(settings: &config::Exec) -> Result<PathBuf, String> {
+    if let Some(beside) = beside_airflow(settings) {
+        return Ok(beside);
+    }
+    let here = std::env::current_dir().map_err(|e| os_text(&e))?;
+    program::resolve(AIRFLOW_ENTRY, &std::env::var_os("PATH").unwrap_or_default(), &here)
+        .map_err(|unusable| unusable.error)
+}
+
+fn beside_airflow(settings: &config::Exec) -> Option<PathBuf> {
+    settings.airflow.as_ref().map(|airflow| airflow.with_file_name(AIRFLOW_ENTRY)).filter(|beside| beside.exists())
 }
 
 impl Ended {

@@ -6,8 +6,8 @@
 
 use std::io;
 use std::process::Child;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, RwLock};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 
@@ -18,12 +18,15 @@ use crate::sys;
 pub struct Registry {
     gate: RwLock<()>,
     slots: Box<[AtomicI32]>,
+    /// Other children of ours, which run no command.
+    helpers: Mutex<Vec<i32>>,
 }
 
 impl Registry {
     /// For `threads` threads, numbered from 0.
     pub fn new(threads: usize) -> Self {
-        Registry { gate: RwLock::new(()), slots: (0..threads).map(|_| AtomicI32::new(0)).collect() }
+        let slots = (0..threads).map(|_| AtomicI32::new(0)).collect();
+        Registry { gate: RwLock::new(()), slots, helpers: Mutex::default() }
     }
 
     /// Runs `spawn` and enters the leader it made.
@@ -37,6 +40,23 @@ impl Registry {
     /// The leader of `slot` has been reaped, or given up.
     pub fn leave(&self, slot: usize) {
         self.slots[slot].store(0, Ordering::Release);
+    }
+
+    /// Runs `spawn` and enters the helper it made: whoever has it reaps it.
+    pub fn enter_helper(&self, spawn: impl FnOnce() -> io::Result<Child>) -> io::Result<Child> {
+        let _gate = self.gate.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let child = spawn()?;
+        self.helpers().push(child.id().cast_signed());
+        Ok(child)
+    }
+
+    /// The helper has been reaped.
+    pub fn leave_helper(&self, pid: u32) {
+        self.helpers().retain(|&helper| helper != pid.cast_signed());
+    }
+
+    fn helpers(&self) -> MutexGuard<'_, Vec<i32>> {
+        self.helpers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Reaps the orphans that have ended. To be called now and then; costs one system call when there are none.
@@ -59,6 +79,7 @@ impl Registry {
     }
 
     fn is_leader(&self, pid: Pid) -> bool {
-        self.slots.iter().any(|slot| slot.load(Ordering::Acquire) == pid.as_raw_nonzero().get())
+        let pid = pid.as_raw_nonzero().get();
+        self.slots.iter().any(|slot| slot.load(Ordering::Acquire) == pid) || self.helpers().contains(&pid)
     }
 }
