@@ -1,11 +1,11 @@
 # Everything a developer or CI runs. `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check broker clean rust
+.PHONY: help build demo test test-airflow bench-airflow check broker clean rust
 # Where rustup puts cargo, for shells that do not have it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 build: rust ## build the release binary
 	cargo build --release --locked
@@ -18,6 +18,20 @@ test: rust broker ## run all tests, with the real binary, real children and real
 	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure --test produce
 	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test faults -- leaders stays_away
 
+test-airflow: build broker ## run the executor's tests with real Airflow 2.11.2 and 3.3.2
+	executor/tests/venv.sh need-postgres
+	@for version in 2.11.2 3.3.2; do \
+	  venv=$$(executor/tests/venv.sh airflow-$$version) || exit; \
+	  echo "Airflow $$version:"; \
+	  PYTHONPATH=executor "$$venv/bin/python" -m pytest -q -p no:cacheprovider executor/tests || exit; done
+
+bench-airflow: build broker ## what a task of Airflow costs: this worker, CeleryExecutor with Redis, LocalExecutor
+	executor/tests/venv.sh need-postgres
+	executor/tests/venv.sh need-redis
+	@for version in 2.11.2 3.3.2; do \
+	  venv=$$(executor/tests/venv.sh bench-$$version) || exit; \
+	  PYTHONPATH=executor "$$venv/bin/python" executor/tests/bench_airflow.py || exit; done
+
 check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
@@ -26,14 +40,19 @@ check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	bash -n fixtures/batches/capture.sh
 	bash -n fixtures/demo/run.sh
 	sh -n fixtures/demo/airflow
+	bash -n executor/tests/venv.sh
 	bash -n .ci/run
 	@if command -v shellcheck >/dev/null; then \
-	  shellcheck fixtures/broker/kafka.sh fixtures/batches/capture.sh fixtures/demo/run.sh fixtures/demo/airflow .ci/run; fi
+	  shellcheck fixtures/broker/kafka.sh fixtures/batches/capture.sh fixtures/demo/run.sh fixtures/demo/airflow \
+	    executor/tests/venv.sh .ci/run; fi
+	ruff=$$(executor/tests/venv.sh tools)/bin/ruff && \
+	  "$$ruff" check --no-cache --config executor/pyproject.toml executor fixtures/preload && \
+	  "$$ruff" format --check --no-cache --config executor/pyproject.toml executor fixtures/preload
 
 broker: ## get the Kafka brokers that the tests use, and the tools of the newest
 	@for version in 3.9.2 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version || exit; done
 
-clean: ## remove what was built; the broker's jars stay in their cache
+clean: ## remove what was built; what was fetched stays in its cache
 	cargo clean
 
 rust:

@@ -60,9 +60,10 @@ MODULES_3 = """
 airflow.dag_processing.bundles.manager airflow.dag_processing.dagbag airflow.executors.base_executor
 airflow.executors.workloads airflow.models.dagbag airflow.plugins_manager airflow.providers.standard.operators.bash
 airflow.providers.standard.operators.empty airflow.providers.standard.operators.python
-airflow.providers.standard.sensors.bash airflow.providers_manager airflow.sdk airflow.sdk.api.client
+airflow.providers.standard.sensors.bash airflow.providers_manager airflow.sdk airflow.sdk._shared.logging.factory
+airflow.sdk._shared.logging.remote airflow.sdk.api.client airflow.sdk.definitions.connection
 airflow.sdk.execution_time.coordinator airflow.sdk.execution_time.supervisor airflow.sdk.execution_time.task_runner
-airflow.sdk.log
+airflow.sdk.log encodings.idna setproctitle
 """
 
 
@@ -101,6 +102,11 @@ def preload() -> None:
         from airflow.cli import cli_parser
 
         cli_parser.get_parser()
+    else:
+        with suppress(Exception):  # it keeps what verifies certificates, which takes longer than all else in a task
+            from airflow.sdk.api.client import Client
+
+            Client(base_url="http://localhost/", token="").close()
     from airflow import settings
 
     if getattr(settings, "engine", None) is not None:

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import selectors
 import sys
 import time
 import traceback
@@ -144,12 +146,35 @@ def watch_final_state() -> list[Any]:
     wait = ActivitySubprocess.wait
 
     def noted(self: Any) -> int:
+        wake_at_exit(self)
         code = wait(self)
         states.append(self.final_state)
         return code
 
     ActivitySubprocess.wait = noted
     return states
+
+
+def wake_at_exit(supervisor: Any) -> None:
+    """Lets a supervisor see at once that its task's process has ended.
+
+    It waits for the process's sockets. They are closed a moment before the process can be waited for; a supervisor that
+    looks in between finds nothing more to wait for but its next heartbeat, and sleeps until then, for five seconds.
+    """
+
+    def look(fd: int) -> bool:
+        selector.unregister(fd)
+        os.close(fd)
+        return True
+
+    try:
+        selector = supervisor.selector
+        others = [key.data for key in selector.get_map().values()]
+        if others and all(isinstance(data, tuple) and len(data) == 2 for data in others):
+            fd = os.pidfd_open(supervisor.pid)
+            selector.register(fd, selectors.EVENT_READ, (look, lambda fd: None))
+    except (AttributeError, OSError, ValueError):
+        pass  # a supervisor that is made otherwise, or a system without pidfd_open(2): as slow as it is
 
 
 def set_up_logging() -> None:

@@ -44,8 +44,21 @@ REFUSED = 76
 DOUBT = 600
 # Clients of a process that we were forked from: to destroy them here would wait for threads that only it has.
 _NOT_OURS: list = []
+# How long one question to a broker may take, in seconds; shorter than the time in which a task has to be sent.
+CALL = 5
 # How long a look at the topics may take when tasks are adopted, in seconds.
 ADOPTION_PATIENCE = 20
+
+
+class ClientLog:
+    """What librdkafka has to say, as debug lines: it repeats itself, and what matters comes back as an error."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def log(self, level: int, text: str, *args: Any) -> None:
+        """Called by the client."""
+        self._log.debug(text, *args)
 
 
 class Result(NamedTuple):
@@ -107,6 +120,12 @@ def describe(outcome: dict[str, Any]) -> str:
         words.append(f"command={outcome['topic']}-{outcome.get('partition')}@{outcome.get('offset')}")
     tail = str(outcome.get("error") or outcome.get("tail") or "").strip()
     return " ".join(words) + (f": {tail[-500:]}" if tail else "")
+
+
+def reason(error: Exception) -> str:
+    """An error in words; those of the Kafka client are objects in an exception."""
+    inner = error.args[0] if error.args else None
+    return inner.str() if hasattr(inner, "str") else str(error)
 
 
 def topic_of(topic: str, queue: str | None, default_queue: str) -> str:
@@ -211,19 +230,22 @@ class Reader:
             try:
                 self._read()
             except Exception as e:
+                why = reason(e)
                 if self.trouble is None:
-                    self._log.warning("reading results from %s fails: %s; trying again", self._topic, e)
-                self.trouble = str(e)
+                    self._log.warning("reading results from %s fails: %s; trying again", self._topic, why)
+                self.trouble = why
                 self._ended.wait(1)
 
     def _read(self) -> None:
         from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-        consumer = Consumer(self._settings, logger=self._log)
+        consumer = Consumer(self._settings, logger=ClientLog(self._log))
+        # We are in no group: whether we may be in one does not matter.
+        passed_over = (KafkaError._PARTITION_EOF, KafkaError.GROUP_AUTHORIZATION_FAILED)
         try:
             known = self._partitions(consumer)
             if self._positions is None:
-                ends = {p: consumer.get_watermark_offsets(TopicPartition(self._topic, p), 10)[1] for p in known}
+                ends = {p: consumer.get_watermark_offsets(TopicPartition(self._topic, p), CALL)[1] for p in known}
                 self._positions = ends
             listed = time.monotonic()
             assigned: set[int] = set()
@@ -236,7 +258,7 @@ class Reader:
                 if self._rewind_to is not None:
                     since, self._rewind_to = self._rewind_to, None
                     times = [TopicPartition(self._topic, p, since) for p in sorted(known)]
-                    for place in consumer.offsets_for_times(times, 10):
+                    for place in consumer.offsets_for_times(times, CALL):
                         if 0 <= place.offset < self._positions[place.partition]:
                             self._positions[place.partition] = place.offset
                     assigned = set()
@@ -247,7 +269,7 @@ class Reader:
                         at = f"{message.topic()}-{message.partition()}@{message.offset()}"
                         self._results.append(Result(message.key(), message.value(), message.headers() or [], at))
                         self._positions[message.partition()] = message.offset() + 1
-                    elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                    elif error.code() not in passed_over and not error.retriable():
                         raise KafkaException(error)
                 if self.trouble is not None:
                     self._log.warning("reading results from %s works again", self._topic)
@@ -259,7 +281,7 @@ class Reader:
             consumer.close()
 
     def _partitions(self, consumer: Any) -> set[int]:
-        topic = consumer.list_topics(self._topic, 10).topics[self._topic]
+        topic = consumer.list_topics(self._topic, CALL).topics[self._topic]
         if topic.error is not None:
             raise RuntimeError(f"topic {self._topic}: {topic.error.str()}")
         return set(topic.partitions)
@@ -359,7 +381,7 @@ class KafkaExecutor(BaseExecutor):
             reader = self._connect_reader()
             if not reader.ready.is_set():
                 if time.monotonic() - task.since > self._send_timeout:
-                    why = reader.trouble or "no answer"
+                    why = reader.trouble or "the brokers do not answer"
                     self._give_up(key, task, f"topic {self._results_topic} cannot be read: {why}")
                 else:
                     self._unsent.append(key)
@@ -374,7 +396,7 @@ class KafkaExecutor(BaseExecutor):
                     on_delivery=lambda error, message, key=key, task=task: self._delivered(key, task, error, message),
                 )
             except Exception as e:
-                self._give_up(key, task, str(e))
+                self._give_up(key, task, reason(e))
 
     def _delivered(self, key: TaskInstanceKey, task: Task, error: Any, message: Any) -> None:
         if error is not None:
@@ -492,7 +514,7 @@ class KafkaExecutor(BaseExecutor):
         }
         sends: set[str] = set()
         try:
-            consumer = Consumer(settings, logger=self.log)
+            consumer = Consumer(settings, logger=ClientLog(self.log))
             try:
                 places = []
                 for topic in topics:
@@ -515,7 +537,7 @@ class KafkaExecutor(BaseExecutor):
             finally:
                 consumer.close()
         except Exception as e:
-            self.log.warning("which of the tasks to adopt were sent cannot be read: %s; adopting them", e)
+            self.log.warning("which of the tasks to adopt were sent cannot be read: %s; adopting them", reason(e))
             return None
         return sends
 
@@ -563,7 +585,7 @@ class KafkaExecutor(BaseExecutor):
                 "linger.ms": 0,
                 "message.timeout.ms": int(self._send_timeout * 1000),
             }
-            self._producer = Producer(settings, logger=self.log)
+            self._producer = Producer(settings, logger=ClientLog(self.log))
         return self._producer
 
     def _connect_reader(self) -> Reader:

@@ -173,6 +173,31 @@ fn a_command_runs_as_its_record_says() {
 }
 
 #[test]
+fn airkafka_task_is_taken_from_beside_airflow_or_else_from_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = |folder: &str, name: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.path().join(folder).join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("#!/bin/sh\necho {folder}/{name} $*\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (with, without) = (script("with", "airflow"), script("without", "airflow"));
+    script("with", "airkafka-task");
+    script("path", "airkafka-task");
+    let run = |airflow: &str, program: &str, path: &str| {
+        let env = json!({"PATH": dir.path().join(path)});
+        let input = json!({"key": "k", "command": [program, "a b"], "env": env}).to_string();
+        run_input(&[input], &["--threads", "1", "--preload", "none", "--airflow", airflow]).remove("k").unwrap()
+    };
+    assert_eq!(run(&with, "airkafka-task", "path")["tail"], "with/airkafka-task a b\n");
+    assert_eq!(run(&without, "airkafka-task", "path")["tail"], "path/airkafka-task a b\n");
+    assert_eq!(run(&without, "airflow", "path")["tail"], "without/airflow a b\n");
+    assert_eq!(outcome(&run(&without, "airkafka-task", "absent")), ("failed", "not_found", Some(127), None));
+}
+
+#[test]
 fn a_gibibyte_of_output_costs_no_memory() {
     let mut worker = Worker::start(&["--input", "-", "--threads", "2"]);
     worker.write(&line("big", &["sh", "-c", "head -c 1073741824 /dev/zero; echo end"]));

@@ -168,6 +168,20 @@ time.sleep(1000)",
 }
 
 #[test]
+fn one_that_leaves_a_fork_behind_with_its_streams_is_reported_when_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let code = format!("import os, time\nif os.fork() == 0:\n    while not os.path.exists({go:?}): time.sleep(0.02)");
+    let mut worker = worker(&["--threads", "1"], &[]);
+    worker.write(&python("a", &code).to_string());
+    let results = worker.wait_for_results(1);
+    assert_eq!(outcome(&results[0]), ("success", "exit", Some(0), None));
+    fs::write(&go, "").unwrap();
+    worker.close_stdin();
+    worker.expect_exit(0);
+}
+
+#[test]
 fn a_child_may_end_in_good_order_when_it_is_stopped() {
     let ready = tempfile::tempdir().unwrap();
     let file = ready.path().join("ready");

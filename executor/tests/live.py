@@ -173,8 +173,11 @@ class Live:
             self.broker.topic(topic, partitions)
         self.api = free_port()
         self.env = os.environ | self._settings()
-        # Beside `airflow`, where pip puts it.
-        entry = BIN / "airkafka-task"
+        # Beside `airflow`, where pip puts it; in a directory of our own, for the environment is others' as well.
+        bin_ = scratch / "bin"
+        bin_.mkdir()
+        (bin_ / "airflow").symlink_to(BIN / "airflow")
+        entry = bin_ / "airkafka-task"
         entry.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT / 'executor')!r})\n"
                          "from airkafka_task import script\nscript()\n")  # fmt: skip
         entry.chmod(0o755)
@@ -245,7 +248,7 @@ class Live:
     def worker(self, topic="commands", threads=4, name="", **env):
         binary = os.environ.get("AIRKAFKA_WORKER", ROOT / "target/release/airkafka-worker")
         words = ["--brokers", self.broker.address, "--topic", topic, "--results-topic", "results", "--group", topic]
-        words += ["--threads", threads, "--airflow", BIN / "airflow", "-X", "session.timeout.ms=6000"]
+        words += ["--threads", threads, "--airflow", self.scratch / "bin/airflow", "-X", "session.timeout.ms=6000"]
         log = self.scratch / f"worker-{name or topic}-{len(self.workers)}.log"
         process = Process(log, [binary, *words], self.env | env, self.scratch)
         self.workers.append(process)
@@ -258,8 +261,10 @@ class Live:
         head = (
             "import os, pendulum\nfrom airflow import DAG\n"
             "try:\n    from airflow.providers.standard.operators.bash import BashOperator\n"
+            "    from airflow.providers.standard.operators.python import PythonOperator\n"
             "    from airflow.providers.standard.sensors.bash import BashSensor\n"
             "except ImportError:\n    from airflow.operators.bash import BashOperator\n"
+            "    from airflow.operators.python import PythonOperator\n"
             "    from airflow.sensors.bash import BashSensor\n"
             "def mark(word):\n    return 'echo \"{{ ti.task_id }} {{ ti.map_index }} {{ ti.try_number }} '"
             " + word + ' $WORKER\" >> $TRACE'\n"

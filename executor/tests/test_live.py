@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+
 from live import IS_2, Live, wait_for
 
 
@@ -20,7 +23,8 @@ def live():
         stack.callback(live.close)
         live.start()
         live.worker(WORKER="plain")
-        live.worker("commands.gpu", threads=1, WORKER="gpu")
+        # This one starts a new interpreter for each task; the others fork them.
+        live.worker("commands.gpu", threads=1, WORKER="gpu", AIRKAFKA_PRELOAD="none")
         yield live
 
 
@@ -78,6 +82,62 @@ BashSensor(task_id='sensor', bash_command=mark('looked') + '; test $(grep -c "^s
                 assert token.encode() not in argv.read_bytes()
 
 
+def test_a_forked_task_is_what_it_is_in_a_new_interpreter(live):
+    live.dag(
+        "modes",
+        """
+def work(n, ti):
+    import os, sys
+    names = sorted(name for name in os.environ if name.startswith('AIRFLOW_'))
+    print('working on', n, 'in', os.getcwd(), 'with', names)
+    if n == 2 and ti.try_number == 1:
+        raise ValueError('once')
+    return [n, 'airkafka_runner' in sys.modules]
+for queue in ('default', 'gpu'):
+    PythonOperator.partial(task_id=f'twin_{queue}', queue=queue, retries=1, python_callable=work).expand(
+        op_args=[[1], [2]])
+""",
+    )
+    states = live.wait_for_run("modes", 420)
+    assert states == {(f"twin_{queue}", n): ("success", n + 1) for queue in ("default", "gpu") for n in (0, 1)}
+
+    def xcoms(task):
+        column = "convert_from(value, 'utf8')" if IS_2 else "value"
+        rows = live.postgres.ask(
+            f"select map_index, key, {column} from xcom where dag_id = 'modes' and task_id = '{task}' order by 1, 2"
+        )
+        return [(index, key, json.loads(value)) for index, key, value in rows]
+
+    forked, new = xcoms("twin_default"), xcoms("twin_gpu")
+    assert [value for _, _, value in forked] == [[1, True], [2, True]], "this worker forks"
+    assert [(index, key, value[0]) for index, key, value in forked] == [(i, k, v[0]) for i, k, v in new]
+    assert [value[1] for _, _, value in new] == [False, False], "and this one does not"
+    logs = {}
+    for task in ("twin_default", "twin_gpu"):
+        pattern = f"dag_id=modes/run_id=*/task_id={task}/map_index=*/attempt=*.log"
+        for log in sorted((live.scratch / "logs").glob(pattern)):
+            logs.setdefault(task, []).append((log.parent.name, log.name, messages(log.read_text())))
+    assert len(logs["twin_default"]) == 3
+    assert logs["twin_default"] == logs["twin_gpu"]
+    text = str(logs["twin_default"])
+    assert "working on ~ in" in text
+    assert "ValueError" in text
+
+
+def messages(text):
+    """What a log says, without what differs from run to run."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("{"):
+            entry = json.loads(line)
+            entry.pop("timestamp", None)
+            line = json.dumps(entry, sort_keys=True)
+        for pattern in (r"twin_\w+", r"[0-9a-f]{8}-[0-9a-f-]{27}", r"0x[0-9a-f]+", r"\d+"):
+            line = re.sub(pattern, "~", line)
+        found.append(line)
+    return found
+
+
 def test_a_record_that_comes_twice_does_no_harm_to_the_task_that_runs(live):
     live.dag("twice", f"BashOperator(task_id='twice', bash_command={LONG!r}.replace('MARK', mark('start')))")
     live.wait_for_trace("twice", "-1", "1", "start")
@@ -103,8 +163,6 @@ def ended(live, task):
 
 
 def again(live, key, value):
-    import json
-
     from confluent_kafka import Producer
 
     producer = Producer({"bootstrap.servers": live.broker.address})
