@@ -18,11 +18,12 @@ use crate::broker::local::{LineSink, LineSource};
 use crate::broker::outage::Outage;
 use crate::broker::wire::{dial::Dialer, sink::WireSink, source::WireSource};
 use crate::broker::{self, Pair, Sink, Source};
-use crate::config::{self, Client, Config, Origin};
+use crate::config::{self, Client, Config, Ending, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
 use crate::exec::registry::Registry;
 use crate::exec::{self, Runner};
-use crate::intake::Intake;
+use crate::intake::{Intake, Until};
+use crate::lock::{Lock, NotHeld};
 use crate::pool;
 use crate::preload::Preload;
 use crate::publish::Publisher;
@@ -55,6 +56,21 @@ pub fn run(config: Config) -> ExitCode {
 }
 
 fn run_to_the_end(config: Config) -> Result<ExitCode> {
+    let _lock = match config.ending.lock.as_deref().map(Lock::take) {
+        None => None,
+        Some(Ok(lock)) => Some(lock),
+        Some(Err(NotHeld::Busy(who))) if config.ending.lock_busy_ok => {
+            info!("{who}: nothing to do (--lock-busy-ok)");
+            return Ok(ExitCode::Clean);
+        }
+        Some(Err(NotHeld::Busy(who))) => {
+            error!("{who}; only one at a time may run (--lock)");
+            return Ok(ExitCode::DrainCut);
+        }
+        Some(Err(NotHeld::Broken(why))) => {
+            return Err(Error::new(Kind::Config, format!("--lock: {why}")).hint("give a file that can be written"));
+        }
+    };
     let shutdown = Arc::new(Shutdown::default());
     let registry = Arc::new(Registry::new(config.threads.get()));
     let preload = Preload::new(config.preload, registry.clone());
@@ -64,14 +80,19 @@ fn run_to_the_end(config: Config) -> Result<ExitCode> {
         info!("told to end before a broker was found");
         return Ok(ExitCode::Clean);
     };
-    let (grace, drain_timeout) = (config.exec.grace, config.drain_timeout);
+    let (grace, drain_timeout, ending) = (config.exec.grace, config.drain_timeout, config.ending.clone());
+    let failed = Arc::new(AtomicBool::new(false));
     if config.preload == config::Preload::Airflow {
         start_preload(&config.exec, preload.as_ref());
     }
-    let (ends, done) = start(config, source, sink, &shutdown, registry, preload.clone())?;
-    let ended = wait_for_end(&done, &shutdown, drain_timeout, grace).and_then(|()| ends.join(&shutdown));
+    let (ends, done) = start(config, source, sink, &shutdown, registry, preload.clone(), &failed)?;
+    let ended =
+        wait_for_end(&done, &shutdown, ending.runtime, drain_timeout, grace).and_then(|()| ends.join(&shutdown));
     preload.inspect(|preload| preload.end());
-    ended
+    match ended {
+        Ok(ExitCode::Clean) if ending.fail_on_error && failed.load(Ordering::Relaxed) => Ok(ExitCode::CommandFailed),
+        ended => ended,
+    }
 }
 
 /// Starts the preloaded runner before there is a command for it.
@@ -145,19 +166,22 @@ fn start(
     shutdown: &Arc<Shutdown>,
     registry: Arc<Registry>,
     preload: Option<Arc<Preload>>,
+    failed: &Arc<AtomicBool>,
 ) -> Result<(Ends, Receiver<()>)> {
     let threads = config.threads.get();
     let (style, dead_letter) = match &config.origin {
         Origin::Kafka(kafka) => (ResultStyle::Topic(config.result_format), kafka.dead_letter_topic.is_some()),
         Origin::Input(_) => (ResultStyle::Lines, false),
     };
+    let Ending { once, idle, commands, .. } = config.ending;
+    let until = Until { all_read: once, idle, commands };
     let (jobs_in, jobs) = bounded(0);
     let (outcomes_in, outcomes) = bounded(2 * threads);
     let (settled_in, settled) = unbounded();
     let (done_in, done) = bounded(0);
 
     let runner = Arc::new(Runner::new(config.exec, shutdown.clone(), registry, preload));
-    let pool = pool::start(threads, &runner, &jobs, &outcomes_in, &settled_in)?;
+    let pool = pool::start(threads, &runner, &jobs, &outcomes_in, &settled_in, failed)?;
     drop((jobs, outcomes_in)); // the pool holds the ends that count
     let publish = spawn("airkafka-publish", &done_in, {
         let shutdown = shutdown.clone();
@@ -165,7 +189,7 @@ fn start(
     })?;
     let intake = spawn("airkafka-consumer", &done_in, {
         let shutdown = shutdown.clone();
-        move || Intake::new(source, threads, &shutdown).run(jobs_in, &settled)
+        move || Intake::new(source, threads, until, &shutdown).run(jobs_in, &settled)
     })?;
     Ok((Ends { intake, pool, publish }, done))
 }
@@ -192,11 +216,17 @@ fn spawn(
 fn wait_for_end(
     done: &Receiver<()>,
     shutdown: &Shutdown,
+    runtime: Option<Duration>,
     drain_timeout: Option<Duration>,
     grace: Duration,
 ) -> Result<()> {
+    let runtime_timer = runtime.map_or_else(crossbeam_channel::never, crossbeam_channel::after);
     crossbeam_channel::select! {
         recv(done) -> _ => return Ok(()),
+        recv(runtime_timer) -> _ => {
+            info!("--max-runtime is over: draining");
+            shutdown.raise(Level::Drain);
+        }
         recv(shutdown.at(Level::Drain)) -> _ => info!("draining: nothing new is started; a second signal stops what runs"),
     }
     let drain_timer = drain_timeout.map_or_else(crossbeam_channel::never, crossbeam_channel::after);

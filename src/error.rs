@@ -14,9 +14,11 @@ pub enum ExitCode {
     Unexpected = 1,
     /// The command line was not understood.
     Usage = 2,
+    /// A command has failed, and `--fail-on-error` asks to be told so.
+    CommandFailed = 3,
     /// Brokers or topic unreachable (`EX_UNAVAILABLE`).
     Unavailable = 69,
-    /// The drain was cut short: by its timeout or by a second signal (`EX_TEMPFAIL`).
+    /// The drain was cut short, by its timeout or by a second signal; or another worker holds the lock (`EX_TEMPFAIL`).
     DrainCut = 75,
     /// Authentication or authorisation refused (`EX_NOPERM`).
     Refused = 77,

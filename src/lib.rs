@@ -92,6 +92,7 @@ pub mod error;
 pub mod exec;
 pub mod intake;
 pub mod ledger;
+pub mod lock;
 pub mod logger;
 pub mod pool;
 pub mod preload;

@@ -6,6 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -42,21 +43,22 @@ pub enum Settled {
     NotStarted(Record),
 }
 
-/// Starts `threads` threads named `airkafka-exec-N`.
+/// Starts `threads` threads named `airkafka-exec-N`. `failed` gets to know if any command has.
 pub fn start(
     threads: usize,
     runner: &Arc<Runner>,
     jobs: &Receiver<Option<Job>>,
     outcomes: &Sender<Finished>,
     settled: &Sender<Settled>,
+    failed: &Arc<AtomicBool>,
 ) -> Result<Vec<JoinHandle<()>>> {
     (0..threads)
         .map(|slot| {
             let (runner, jobs, outcomes) = (runner.clone(), jobs.clone(), outcomes.clone());
-            let settled = settled.clone();
+            let (settled, failed) = (settled.clone(), failed.clone());
             thread::Builder::new()
                 .name(format!("airkafka-exec-{slot}"))
-                .spawn(move || work(slot, &runner, &jobs, &outcomes, &settled))
+                .spawn(move || work(slot, &runner, &jobs, &outcomes, &settled, &failed))
                 .map_err(|e| {
                     Error::new(
                         Kind::Unexpected,
@@ -74,6 +76,7 @@ fn work(
     jobs: &Receiver<Option<Job>>,
     outcomes: &Sender<Finished>,
     settled: &Sender<Settled>,
+    failed: &AtomicBool,
 ) {
     for job in jobs {
         let Some(job) = job else { continue }; // there was one, but it is not ours to start any more
@@ -95,6 +98,9 @@ fn work(
             }
         };
         report(&record, &outcome);
+        if outcome.state == State::Failed {
+            failed.store(true, Ordering::Relaxed);
+        }
         if outcome.reason != Reason::Invalid {
             record.value = None; // only a dead letter needs it
         }
@@ -163,7 +169,7 @@ mod tests {
             jobs_in.send(Some(Job { record, start_before })).unwrap();
         }
         drop(jobs_in);
-        let threads = start(1, &runner, &jobs, &outcomes_in, &settled_in).unwrap();
+        let threads = start(1, &runner, &jobs, &outcomes_in, &settled_in, &Arc::default()).unwrap();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         drop((outcomes_in, settled_in));
         let back: Vec<i64> = settled

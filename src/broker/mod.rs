@@ -143,6 +143,12 @@ pub trait Source: Send {
     /// A record that was said to run runs no more, and is not done; its partition is not ours: its owner has to know.
     fn not_running(&mut self) {}
 
+    /// Whether all that was on the topic when this was first asked has been read, as far as our partitions go. False also
+    /// where that cannot be said yet.
+    fn has_read_all(&mut self) -> Result<bool> {
+        Ok(false) // a source with an end says so: `Event::End`
+    }
+
     /// No more records are wanted, for good: others may have our partitions while the last commands run.
     fn drain(&mut self) {}
 

@@ -57,8 +57,9 @@ Exit codes
    0  clean end (a command that failed is a result, not a failure of the worker)
    1  unexpected
    2  command line not understood, or a value typed there is invalid
+   3  a command has failed, with --fail-on-error
   69  brokers or topic unreachable
-  75  drain cut short, by --drain-timeout or a second signal
+  75  drain cut short, by --drain-timeout or a second signal; or another worker holds the --lock
   77  authentication or authorisation refused by the broker
   78  configuration invalid, in the environment or the file
 

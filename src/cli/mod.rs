@@ -91,6 +91,27 @@ pub struct Args {
     /// value of `--result-format`
     #[argh(option)]
     pub result_format: Option<String>,
+    /// whether `--once`
+    #[argh(switch)]
+    pub once: bool,
+    /// value of `--idle-exit`
+    #[argh(option)]
+    pub idle_exit: Option<String>,
+    /// value of `--max`
+    #[argh(option)]
+    pub max: Option<String>,
+    /// value of `--max-runtime`
+    #[argh(option)]
+    pub max_runtime: Option<String>,
+    /// whether `--fail-on-error`
+    #[argh(switch)]
+    pub fail_on_error: bool,
+    /// value of `--lock`
+    #[argh(option)]
+    pub lock: Option<String>,
+    /// whether `--lock-busy-ok`
+    #[argh(switch)]
+    pub lock_busy_ok: bool,
     /// value of `--input`
     #[argh(option)]
     pub input: Option<String>,
@@ -133,6 +154,10 @@ impl Args {
             "output-limit" => &self.output_limit,
             "tail-bytes" => &self.tail_bytes,
             "result-format" => &self.result_format,
+            "idle-exit" => &self.idle_exit,
+            "max" => &self.max,
+            "max-runtime" => &self.max_runtime,
+            "lock" => &self.lock,
             "input" => &self.input,
             "config" => &self.config,
             _ => &None,

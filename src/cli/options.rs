@@ -75,6 +75,7 @@ pub fn find(name: &str) -> Option<&'static Opt> {
 
 const KAFKA: &str = "Kafka";
 const COMMANDS: &str = "Commands";
+const ENDING: &str = "Ending by itself";
 const GENERAL: &str = "General";
 
 /// Every option, in the order of the help.
@@ -303,6 +304,76 @@ pub const OPTIONS: &[Opt] = &[
         airflow: None,
         heading: COMMANDS,
         help: "value of a result: the bare word success or failed, or the whole outcome as JSON",
+    },
+    Opt {
+        name: "once",
+        short: None,
+        value: None,
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: ENDING,
+        help: "end when what is on the topic now has been run",
+    },
+    Opt {
+        name: "idle-exit",
+        short: None,
+        value: Some("DURATION"),
+        fallback: Fallback::Value("none"),
+        setting: Some("idle_exit"),
+        airflow: None,
+        heading: ENDING,
+        help: "end when for so long there was nothing to run",
+    },
+    Opt {
+        name: "max",
+        short: None,
+        value: Some("N"),
+        fallback: Fallback::Value("none"),
+        setting: Some("max"),
+        airflow: None,
+        heading: ENDING,
+        help: "end after N commands",
+    },
+    Opt {
+        name: "max-runtime",
+        short: None,
+        value: Some("DURATION"),
+        fallback: Fallback::Value("none"),
+        setting: Some("max_runtime"),
+        airflow: None,
+        heading: ENDING,
+        help: "drain after so long",
+    },
+    Opt {
+        name: "fail-on-error",
+        short: None,
+        value: None,
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: ENDING,
+        help: "exit with 3 if a command has failed",
+    },
+    Opt {
+        name: "lock",
+        short: None,
+        value: Some("FILE"),
+        fallback: Fallback::Value("none"),
+        setting: Some("lock"),
+        airflow: None,
+        heading: ENDING,
+        help: "run only if no other worker holds FILE; a kernel lock, which ends with the process",
+    },
+    Opt {
+        name: "lock-busy-ok",
+        short: None,
+        value: None,
+        fallback: Fallback::Nothing,
+        setting: None,
+        airflow: None,
+        heading: ENDING,
+        help: "exit with 0, not 75, if another worker holds the lock",
     },
     Opt {
         name: "input",

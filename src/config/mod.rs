@@ -34,6 +34,8 @@ pub struct Config {
     pub exec: Exec,
     /// Whether tasks of Airflow are forked from a process that has imported it.
     pub preload: Preload,
+    /// When the worker ends by itself, and how.
+    pub ending: Ending,
     /// How long a drain may take before commands are stopped; `None` waits for them.
     pub drain_timeout: Option<Duration>,
     /// What a result's value looks like.
@@ -149,6 +151,25 @@ impl ResultFormat {
     }
 }
 
+/// When the worker ends by itself, and how. Without any of it: never.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// When what was on the topic at the start has been run.
+    pub once: bool,
+    /// When for so long there was nothing to run.
+    pub idle: Option<Duration>,
+    /// After so many commands.
+    pub commands: Option<u64>,
+    /// After so long.
+    pub runtime: Option<Duration>,
+    /// Whether a command that failed makes the exit code 3.
+    pub fail_on_error: bool,
+    /// The file that is locked meanwhile.
+    pub lock: Option<PathBuf>,
+    /// Whether it is all right if another worker has it.
+    pub lock_busy_ok: bool,
+}
+
 /// When Airflow is imported ahead of its tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preload {
@@ -224,6 +245,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let tail_bytes = look.value("tail-bytes", units::tail);
     let result_format = look.value("result-format", units::result_format);
     let log_level = log_level(look, args);
+    let ending = ending(look, args);
     Some(Config {
         origin: origin?,
         threads: threads?.unwrap_or(units::threads_for(env.cpus)),
@@ -237,6 +259,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
             tail_bytes: tail_bytes?,
         },
         preload: preload?,
+        ending: ending?,
         drain_timeout: drain_timeout?,
         result_format: result_format?,
         log_level: log_level?,
@@ -336,6 +359,23 @@ fn kafka(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Kafka> {
         connect_timeout: connect_timeout?,
         instance_id: instance_id?.or(property),
         settings,
+    })
+}
+
+/// When the worker ends by itself.
+fn ending(look: &mut Lookup, args: &Args) -> Checked<Ending> {
+    let idle = look.value("idle-exit", units::or_none(units::duration));
+    let commands = look.value("max", units::or_none(|text| units::whole(text, 1..=u64::MAX, "commands")));
+    let runtime = look.value("max-runtime", units::or_none(units::positive_duration));
+    let lock = look.value("lock", units::or_none(paths::absolute));
+    Some(Ending {
+        once: args.once,
+        idle: idle?,
+        commands: commands?,
+        runtime: runtime?,
+        fail_on_error: args.fail_on_error,
+        lock: lock?,
+        lock_busy_ok: args.lock_busy_ok,
     })
 }
 

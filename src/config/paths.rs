@@ -73,7 +73,8 @@ pub(super) fn input(value: &str) -> Parsed<Option<PathBuf>> {
     }
 }
 
-fn absolute(value: &str) -> Parsed<PathBuf> {
+/// A path from wherever the worker was started.
+pub(super) fn absolute(value: &str) -> Parsed<PathBuf> {
     if value.contains('\0') {
         return Err("has a NUL character in it; give a path".into());
     }

@@ -108,8 +108,10 @@ fn sample(name: &str, root: &str) -> String {
         "topic" | "results-topic" | "dead-letter-topic" | "group" | "instance-id" => format!("my-{name}"),
         "from" => "latest".into(),
         "client" => "kafka".into(),
-        "threads" => "7".into(),
-        "connect-timeout" | "timeout" | "grace" | "drain-timeout" => "77s".into(),
+        "threads" | "max" => "7".into(),
+        "preload" => "none".into(),
+        "lock" => format!("{root}/lock"),
+        "connect-timeout" | "timeout" | "grace" | "drain-timeout" | "idle-exit" | "max-runtime" => "77s".into(),
         "shell" | "airflow" | "kafka-config" => format!("{root}/tool"),
         "output-dir" => root.into(),
         "output-limit" | "tail-bytes" => "7KiB".into(),
@@ -346,8 +348,8 @@ fn the_summary_is_one_line_with_sources() {
         "brokers=a:9092,b:1 (from --brokers) topic=AirflowKafkaTopic results-topic=AirflowKafkaResultsTopic \
          dead-letter-topic=none group=\"my group\" (from airflow.cfg: [kafka] group_id) from=earliest client=auto \
          connect-timeout=30s instance-id=none security=PLAINTEXT threads=8 (from AIRFLOW__CORE__PARALLELISM) timeout=24h grace=10s drain-timeout=1m30s \
-         (from --drain-timeout) shell=none airflow=none output-dir=none output-limit=10GiB tail-bytes=2KiB \
-         result-format=state log=info"
+         (from --drain-timeout) shell=none airflow=none preload=auto output-dir=none output-limit=10GiB tail-bytes=2KiB \
+         idle-exit=none max=none max-runtime=none lock=none result-format=state log=info"
     );
     let config = ok(&["--input", "-"], &[("PATH", "/absent")]);
     assert!(config.summary().starts_with("input=stdin (from --input) threads=3 timeout=24h "), "{}", config.summary());

@@ -41,6 +41,11 @@ pub struct Intake<'a> {
     source: Box<dyn Source>,
     shutdown: &'a Shutdown,
     threads: usize,
+    until: Until,
+    /// How many were handed over.
+    started: u64,
+    /// Since when there was nothing to run.
+    idle_since: Option<Instant>,
     partitions: Partitions,
     /// The next one to hand over; open in its ledger, but not started.
     next: Option<Record>,
@@ -56,14 +61,28 @@ pub struct Intake<'a> {
     recommit_at: Instant,
 }
 
+/// When enough has been taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Until {
+    /// What was there at the start has been run.
+    pub all_read: bool,
+    /// For so long there was nothing to run.
+    pub idle: Option<Duration>,
+    /// So many commands.
+    pub commands: Option<u64>,
+}
+
 impl<'a> Intake<'a> {
     /// Reads from `source` for `threads` threads.
-    pub fn new(source: Box<dyn Source>, threads: usize, shutdown: &'a Shutdown) -> Self {
+    pub fn new(source: Box<dyn Source>, threads: usize, until: Until, shutdown: &'a Shutdown) -> Self {
         let now = Instant::now();
         Intake {
             source,
             shutdown,
             threads,
+            until,
+            started: 0,
+            idle_since: None,
             partitions: Partitions::default(),
             next: None,
             ended: false,
@@ -105,6 +124,14 @@ impl<'a> Intake<'a> {
             if self.next.is_none() {
                 self.next = self.partitions.next(self.source.metadata_limit());
             }
+            if self.is_enough()? {
+                info!(
+                    "{} command(s) were started, and that is enough (--once, --idle-exit or --max): ending",
+                    self.started
+                );
+                self.shutdown.raise(Level::Drain);
+                break;
+            }
             let (out, wait) = match self.next {
                 Some(_) => (jobs, TOP_UP),
                 None => (&nowhere, self.retry_at.saturating_duration_since(Instant::now())),
@@ -132,8 +159,33 @@ impl<'a> Intake<'a> {
             return None;
         }
         let record = self.next.take()?;
+        self.started += 1;
         self.partitions.started(&record);
         Some(Job { record, start_before })
+    }
+
+    /// Whether it is time to end without being told.
+    fn is_enough(&mut self) -> Result<bool> {
+        if self.until == Until::default() {
+            return Ok(false);
+        }
+        if self.until.commands.is_some_and(|most| self.started >= most) {
+            return Ok(true);
+        }
+        // Committed, too: to leave then costs nothing.
+        let is_idle = self.next.is_none() && self.partitions.unstarted() == 0 && self.partitions.is_idle();
+        self.idle_since = if is_idle { self.idle_since.or_else(|| Some(Instant::now())) } else { None };
+        if !is_idle {
+            return Ok(false);
+        }
+        if self.until.all_read {
+            match self.source.has_read_all() {
+                Ok(false) => {}
+                Err(e) if e.is_transient() => debug!("{e}"), // reading says so, if it lasts
+                all => return all,
+            }
+        }
+        Ok(self.until.idle.is_some_and(|most| self.idle_since.is_some_and(|since| since.elapsed() >= most)))
     }
 
     /// While what runs comes to its end.
@@ -338,7 +390,7 @@ mod tests {
     #[test]
     fn reading_goes_on_at_once_when_nothing_waits_any_more() {
         let (asked, shutdown) = (Arc::new(AtomicUsize::new(0)), Shutdown::default());
-        let mut intake = Intake::new(Box::new(Scanty(asked.clone())), 2, &shutdown);
+        let mut intake = Intake::new(Box::new(Scanty(asked.clone())), 2, Until::default(), &shutdown);
         intake.read().unwrap();
         intake.next = intake.partitions.next(4096);
         assert!(intake.next.is_some());

@@ -37,6 +37,8 @@ pub struct KafkaSource {
     refreshed: Instant,
     /// Events that were found while connecting, for the next poll.
     assigned: Vec<Event>,
+    /// Where the partitions ended when that was asked first.
+    ends: Option<Vec<(i32, i64)>>,
 }
 
 /// Where reading a partition stands.
@@ -66,6 +68,7 @@ impl KafkaSource {
             partitions: BTreeMap::new(),
             refreshed: Instant::now(),
             assigned: Vec::new(),
+            ends: None,
         };
         let mut client = source.new_client()?;
         source.discover(&mut client)?;
@@ -364,5 +367,18 @@ impl Source for KafkaSource {
 
     fn metadata_limit(&self) -> usize {
         0
+    }
+
+    fn has_read_all(&mut self) -> Result<bool> {
+        if self.ends.is_none() {
+            let mut client = match self.client.take() {
+                Some(client) => client,
+                None => self.new_client()?,
+            };
+            self.ends = Some(self.ends(&mut client, StartFrom::Latest)?);
+            self.client = Some(client);
+        }
+        let ends = self.ends.as_deref().unwrap_or_default();
+        Ok(ends.iter().all(|(id, end)| self.partitions.get(id).is_some_and(|reading| reading.offset >= *end)))
     }
 }

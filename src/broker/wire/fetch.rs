@@ -199,7 +199,7 @@ impl Fetchers {
             let topic = ListOffsetsTopic::default().with_name(topic_name(&self.settings.topic)).with_partitions(asked);
             let request = ListOffsetsRequest::default()
                 .with_replica_id(BrokerId(-1))
-                .with_isolation_level(0)
+                .with_isolation_level(self.settings.read_committed.into()) // what is not committed is not read
                 .with_topics(vec![topic]);
             let version = conn.version::<ListOffsetsRequest>(LIST_OFFSETS)?;
             let response = conn.call(version, &request, Instant::now() + self.settings.patience)?;

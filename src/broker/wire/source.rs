@@ -55,6 +55,8 @@ pub struct WireSource {
     /// What of `done` the leader of a settled generation has passed on.
     told: BTreeMap<i32, Runs>,
     tell_at: Instant,
+    /// Where the partitions that are ours ended when that was asked first.
+    ends: BTreeMap<i32, i64>,
     draining: bool,
     /// Partitions without a leader, if that was said.
     leaderless: Outage,
@@ -105,6 +107,7 @@ impl WireSource {
             telling: BTreeMap::new(),
             told: BTreeMap::new(),
             tell_at: now,
+            ends: BTreeMap::new(),
             draining: false,
             leaderless: Outage::new("finding the leaders"),
         })
@@ -392,6 +395,17 @@ impl Source for WireSource {
 
     fn not_running(&mut self) {
         self.group.rejoin();
+    }
+
+    fn has_read_all(&mut self) -> Result<bool> {
+        if !self.group.is_settled() || self.assigned.is_some() {
+            return Ok(false);
+        }
+        let unknown: BTreeSet<i32> = self.owned.iter().filter(|id| !self.ends.contains_key(id)).copied().collect();
+        if !unknown.is_empty() {
+            self.ends.extend(self.fetchers.ends(&self.cluster, &unknown, StartFrom::Latest)?);
+        }
+        Ok(self.owned.iter().all(|id| self.fetchers.offset(*id) >= self.ends.get(id).copied()))
     }
 
     fn drain(&mut self) {

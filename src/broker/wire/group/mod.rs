@@ -175,6 +175,11 @@ impl Group {
         .inspect_err(|_| self.coordinator = None)
     }
 
+    /// Whether we are a member of a settled generation, and nothing has come up since.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Stable(_)) && !self.rejoin
+    }
+
     /// Joins again, as soon as nothing else is under way: to let partitions go, or to say what is done.
     pub fn rejoin(&mut self) {
         self.rejoin = true;
