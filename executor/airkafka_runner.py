@@ -12,7 +12,7 @@ more.
 
 One request: four bytes of length, then fields with a NUL behind each: kind, directory, process group, count of
 arguments, the arguments, the environment. The answers are lines: `take` (to which the client says `go`, and only then
-there is a child) or `no REASON`; `pid N`; `exit N` or `signal N`.
+there is a child) or `no REASON`; `pid N`, or `no REASON` once more; `exit N` or `signal N`.
 
 Single-threaded, for a child of a process with threads has locks that nobody will open.
 """
@@ -308,7 +308,11 @@ class Runner:
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until a child has handlers of its own
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as e:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            raise Refused(f"it cannot fork: {e}") from None
         if pid == 0:
             code = 70
             try:

@@ -44,6 +44,8 @@ REFUSED = 76
 DOUBT = 600
 # Clients of a process that we were forked from: to destroy them here would wait for threads that only it has.
 _NOT_OURS: list = []
+# Seconds that results may take of one round of the scheduler; some hundred results.
+BUDGET = 0.01
 # How long one question to a broker may take, in seconds; shorter than the time in which a task has to be sent.
 CALL = 5
 # How long a look at the topics may take when tasks are adopted, in seconds.
@@ -212,7 +214,7 @@ class Reader:
         """What has come."""
         for _ in range(most):
             try:
-                yield self._results.popleft()
+                yield self._results.popleft()  # one at a time: what is not asked for stays
             except IndexError:
                 return
 
@@ -426,8 +428,11 @@ class KafkaExecutor(BaseExecutor):
         if self._producer is not None:
             self._producer.poll(0)
         if self._reader is not None:
+            enough = time.monotonic() + BUDGET
             for result in self._reader.take(1000):
                 self._apply(result)
+                if time.monotonic() > enough:
+                    break  # the scheduler has other things to do; the rest in its next round
         now = time.monotonic()
         for key in [key for key, since in self._doubtful.items() if now - since > DOUBT]:
             self._forget(key)

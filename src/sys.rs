@@ -52,23 +52,28 @@ pub fn become_subreaper() {
 /// The signals that ask a process to end or to do something, taken as they come instead of obeyed.
 pub struct Signals(OwnedFd);
 
+/// Those.
+const ASKING: [i32; 6] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
 impl Signals {
     /// From now on. For a process of one thread.
     pub fn take() -> io::Result<Signals> {
-        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+        let set = set_of(&ASKING);
         // SAFETY: `set` outlives the calls; signalfd gives a descriptor that nobody else has.
         unsafe {
-            let mut set: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            wanted.iter().for_each(|&signal| {
-                libc::sigaddset(&mut set, signal);
-            });
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
             match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
                 -1 => Err(io::Error::last_os_error()),
                 fd => Ok(Signals(OwnedFd::from_raw_fd(fd))),
             }
         }
+    }
+
+    /// From now on they are obeyed again, those that were not read as well.
+    pub fn give_back(self) {
+        let set = set_of(&ASKING);
+        // SAFETY: `set` outlives the call.
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) };
     }
 
     /// The next one, and who has sent it.
@@ -82,6 +87,18 @@ impl Signals {
     }
 }
 
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    // SAFETY: all bits zero is a sigset_t, which the call makes an empty one.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: writes to `set` alone.
+    unsafe { libc::sigemptyset(&mut set) };
+    for &signal in signals {
+        // SAFETY: the same; a signal that does not exist is refused.
+        unsafe { libc::sigaddset(&mut set, signal) };
+    }
+    set
+}
+
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -92,11 +109,9 @@ impl AsFd for Signals {
 pub fn die_by(signal: i32) -> ! {
     let none = rustix::process::Rlimit { current: Some(0), maximum: None };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    let set = set_of(&[signal]);
     // SAFETY: sets a default action, opens the mask and signals ourselves; `set` outlives the call.
     unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, signal);
         libc::signal(signal, libc::SIG_DFL);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
         libc::raise(signal);

@@ -332,6 +332,27 @@ fn where_it_cannot_be_had_tasks_run_in_new_interpreters_and_the_log_says_why() {
 }
 
 #[test]
+fn one_that_cannot_fork_lets_the_command_have_a_new_interpreter() {
+    let import = "import os
+def no(): raise BlockingIOError(11, 'no room')
+os.fork = no";
+    let mut worker = worker(&["--threads", "1"], &[("AIRKAFKA_TEST_IMPORT", import)]);
+    // It can be ended as any other: what the client has kept from signals is not kept from the new program.
+    let told = "import signal, sys, time
+def end(*_):
+    print('has heard', flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, end)
+time.sleep(1000)";
+    let told = json!({"key": "b", "command": ["airkafka-task", told], "timeout": 2});
+    let results = run(&mut worker, &[python("a", FORKED), told]);
+    let tail = results[0]["tail"].as_str().unwrap();
+    assert!(tail.contains("it cannot fork: [Errno 11] no room") && tail.ends_with("new\n"), "{tail}");
+    assert_eq!(outcome(&results[1]), ("failed", "timeout", Some(124), None));
+    assert!(results[1]["tail"].as_str().unwrap().ends_with("has heard\n"), "{}", results[1]);
+}
+
+#[test]
 fn a_command_with_another_airflow_in_its_environment_gets_a_new_interpreter() {
     let mut worker = worker(&["--threads", "1"], &[]);
     let command = json!({"key": "a", "command": ["airkafka-task", FORKED], "env": {"AIRFLOW__CORE__X": "1"}});

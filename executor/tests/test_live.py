@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -199,6 +201,18 @@ def test_two_schedulers_share_the_work(live):
     assert states == {("share", index): ("success", 1) for index in range(6)}
     assert sorted(line[1] for line in live.traced("share")) == list("012345")
     assert second.stop() is not None
+
+
+def test_a_runner_that_is_killed_takes_no_task_along(live):
+    live.dag("spared", f"BashOperator(task_id='spared', bash_command={LONG!r}.replace('MARK', mark('start')))")
+    live.wait_for_trace("spared", "-1", "1", "start")
+    worker = live.workers[0]
+    [runner] = re.findall(r"preloaded runner (\d+) is ready", worker.text())
+    os.kill(int(runner), signal.SIGKILL)
+    wait_for("another runner", lambda: len(re.findall(r"preloaded runner \d+ is ready", worker.text())) == 2)
+    (live.scratch / "go-spared").touch()
+    assert live.wait_for_run("spared") == {("spared", -1): ("success", 1)}
+    assert len(live.traced("spared")) == 1
 
 
 def test_a_worker_that_is_killed_leaves_no_success(live):

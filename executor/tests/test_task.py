@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -42,16 +43,30 @@ WORKLOAD = {
 }
 
 
-def run(tmp_path, stdin, server="http://127.0.0.1:9/execution/", *words):
-    env = os.environ | {
-        "AIRFLOW_HOME": str(tmp_path),
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": server,
-        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "1",
-        "PYTHONPATH": str(Path(airkafka_task.__file__).parent),
-        "NO_PROXY": "*",
-    }
-    command = [sys.executable, "-m", "airkafka_task", "workload", "--send", "id", *words]
-    return subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, check=False, timeout=120)
+def run(stdin, server="http://127.0.0.1:9/execution/"):
+    """Runs a workload in a fork of ours, which has Airflow imported; exit code, and all that was written."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as written:
+        given.write(stdin.encode())
+        given.seek(0)
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                for file, fds in ((given, [0]), (written, [1, 2])):
+                    for fd in fds:
+                        os.dup2(file.fileno(), fd)
+                sys.stdin, sys.stdout, sys.stderr = (
+                    os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww")
+                )
+                os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = server
+                code = airkafka_task.main(["workload", "--send", "id"])
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        written.seek(0)
+        return status, written.read().decode()
 
 
 def test_what_comes_too_late_is_refused_before_anything_else(capsys, monkeypatch):
@@ -64,11 +79,11 @@ def test_what_comes_too_late_is_refused_before_anything_else(capsys, monkeypatch
 
 @only_3
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"type":"ExecuteTask","token":"a-secret-token"}'])
-def test_a_workload_that_cannot_be_read_is_65_and_not_shown(tmp_path, text):
-    done = run(tmp_path, text)
-    assert done.returncode == 65, done.stderr
-    assert "the workload on stdin cannot be read" in done.stderr
-    assert "a-secret-token" not in done.stderr + done.stdout
+def test_a_workload_that_cannot_be_read_is_65_and_not_shown(text):
+    code, written = run(text)
+    assert code == 65, written
+    assert "the workload on stdin cannot be read" in written
+    assert "a-secret-token" not in written
 
 
 @only_3
@@ -84,7 +99,7 @@ def test_a_workload_that_cannot_be_read_is_65_and_not_shown(tmp_path, text):
         (503, "away", 69),
     ],
 )
-def test_each_refusal_of_the_api_server_has_its_code(tmp_path, status, detail, code):
+def test_each_refusal_of_the_api_server_has_its_code(status, detail, code):
     class Refuse(BaseHTTPRequestHandler):
         def do_PATCH(self):
             self.rfile.read(int(self.headers["content-length"]))
@@ -101,16 +116,29 @@ def test_each_refusal_of_the_api_server_has_its_code(tmp_path, status, detail, c
     server = HTTPServer(("127.0.0.1", 0), Refuse)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        done = run(tmp_path, json.dumps(WORKLOAD), f"http://127.0.0.1:{server.server_port}/execution/")
+        got, written = run(json.dumps(WORKLOAD), f"http://127.0.0.1:{server.server_port}/execution/")
     finally:
         server.shutdown()
-    assert done.returncode == code, done.stderr + done.stdout
-    assert f"the API server answers {status}" in done.stderr
-    assert "a-secret-token" not in done.stderr + done.stdout
+    assert got == code, written
+    assert f"the API server answers {status}" in written
+    assert "a-secret-token" not in written
 
 
 @only_3
-def test_no_api_server_is_69(tmp_path):
-    done = run(tmp_path, json.dumps(WORKLOAD))
-    assert done.returncode == 69, done.stderr + done.stdout
-    assert "the API server cannot be reached" in done.stderr
+def test_no_api_server_is_69():
+    code, written = run(json.dumps(WORKLOAD))
+    assert code == 69, written
+    assert "the API server cannot be reached" in written
+
+
+@pytest.mark.skipif(not IS_2, reason="Airflow 3 has no database on workers")
+def test_no_database_is_69():
+    env = os.environ | {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql+psycopg2://nobody@127.0.0.1:9/nothing",
+        "PYTHONPATH": str(Path(airkafka_task.__file__).parent),
+    }
+    task = ["airflow", "tasks", "run", "dag", "task", "run", "--local"]
+    command = [sys.executable, "-m", "airkafka_task", "airflow", "1", "--send", "id", "--", *task]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 69, done.stderr
+    assert "Airflow's database cannot be reached" in done.stderr

@@ -75,7 +75,7 @@ fn hand_over(socket: &Path) -> Handed {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let why = match offer(socket, deadline) {
-            Ok(Answer::Taken(conn, signals)) => return follow(conn, &signals),
+            Ok(Answer::Taken(conn, signals)) => return follow(conn, signals),
             Ok(Answer::Refused(why)) => return Handed::Not(why),
             Err(e) => e,
         };
@@ -156,12 +156,12 @@ fn read_line(conn: &mut UnixStream) -> io::Result<String> {
 }
 
 /// Waits for the child's end, and passes signals on.
-fn follow(mut conn: UnixStream, signals: &Signals) -> Handed {
+fn follow(mut conn: UnixStream, signals: Signals) -> Handed {
     let worker = getppid();
     let mut child = None;
     let mut missed = Vec::new();
     loop {
-        let mut fds = [PollFd::new(&conn, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        let mut fds = [PollFd::new(&conn, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
         let _ = poll(&mut fds, None); // interrupted: look again
         let (talks, signalled) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
         if signalled && let Some((signal, sender)) = signals.read() {
@@ -182,6 +182,10 @@ fn follow(mut conn: UnixStream, signals: &Signals) -> Handed {
             Some(("pid", _)) => {
                 child = Pid::from_raw(number);
                 missed.drain(..).for_each(|signal| child.into_iter().for_each(|pid| pass_on(pid, signal)));
+            }
+            Some(("no", why)) if child.is_none() => {
+                signals.give_back();
+                return Handed::Not(why.into());
             }
             Some(("exit", _)) => return Handed::Exited(u8::try_from(number).unwrap_or(1)),
             Some(("signal", _)) => return Handed::Killed(number),
