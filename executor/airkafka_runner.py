@@ -252,7 +252,7 @@ class Runner:
                     child.conn.sendall(b"exit %d\n" % code if code >= 0 else b"signal %d\n" % -code)
                 child.conn.close()
         growth = resident() - self._size
-        if growth > MOST_GROWTH:
+        if growth > MOST_GROWTH and self._forked:  # a fresh one would not be smaller otherwise
             self.retire(f"grown by {growth >> 20} MiB")
 
     def _accept(self) -> None:

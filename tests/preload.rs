@@ -311,6 +311,16 @@ fn told_by_hup_or_after_enough_tasks_a_fresh_one_takes_over_and_nothing_is_dropp
 }
 
 #[test]
+fn one_that_grows_is_replaced() {
+    let import = "import airkafka_runner; airkafka_runner.MOST_GROWTH = -(1 << 40)"; // too much after any task
+    let mut worker = worker(&["--threads", "1"], &[("AIRKAFKA_TEST_IMPORT", import)]);
+    let results = run(&mut worker, &[python("a", FORKED), python("b", FORKED), python("c", FORKED)]);
+    assert!(results.iter().all(|result| result["tail"] == "forked\n"), "{results:?}");
+    assert!(worker.log().contains("takes no more: grown by"), "{}", worker.log());
+    assert!(runners(&worker).len() > 1);
+}
+
+#[test]
 fn where_it_cannot_be_had_tasks_run_in_new_interpreters_and_the_log_says_why() {
     for (import, why) in [
         ("raise RuntimeError('broken import')", "RuntimeError: broken import"),
