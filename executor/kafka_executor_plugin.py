@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.configuration import conf
@@ -42,6 +43,8 @@ ALREADY_RUNNING = 75
 REFUSED = 76
 # A task that is said to run elsewhere keeps its place no longer than this, in seconds, without another word.
 DOUBT = 600
+# How topics are read: as they are, for nobody's account.
+READING = {"enable.auto.commit": False, "auto.offset.reset": "earliest", "allow.auto.create.topics": False}
 # Clients of a process that we were forked from: to destroy them here would wait for threads that only it has.
 _NOT_OURS: list = []
 # Seconds that results may take of one round of the scheduler; some hundred results.
@@ -76,7 +79,7 @@ class Task(NamedTuple):
     """A task that is sent, or about to be."""
 
     send_id: str
-    topic: str
+    queue: str | None
     value: bytes
     since: float
 
@@ -195,9 +198,7 @@ class Reader:
     def __init__(self, settings: dict[str, Any], topic: str, log: logging.Logger) -> None:
         self._settings = settings | {
             "group.id": f"{topic}-reader",  # librdkafka wants one; nobody joins it
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "allow.auto.create.topics": False,
+            **READING,
         }
         self._topic = topic
         self._log = log
@@ -365,12 +366,8 @@ class KafkaExecutor(BaseExecutor):
             value["stdin"] = stdin
         elif command:
             value["env"] = {"external_executor_id": send_id}
-        try:
-            topic = topic_of(self._topic, queue, self._default_queue)
-        except ValueError as e:
-            topic = str(e)  # what is no topic is refused when it is sent
         data = json.dumps(value, ensure_ascii=False).encode()
-        self._sent[key] = Task(send_id, topic, data, time.monotonic())
+        self._sent[key] = Task(send_id, queue, data, time.monotonic())
         self._unsent.append(key)
         self._doubtful.pop(key, None)
 
@@ -389,21 +386,16 @@ class KafkaExecutor(BaseExecutor):
                     self._unsent.append(key)
                 continue
             try:
-                if " " in task.topic:
-                    raise ValueError(task.topic)
-                self._connect_producer().produce(
-                    task.topic,
-                    task.value,
-                    encode_key(key, task.send_id),
-                    on_delivery=lambda error, message, key=key, task=task: self._delivered(key, task, error, message),
-                )
+                topic = topic_of(self._topic, task.queue, self._default_queue)
+                told = partial(self._delivered, key, task, topic)
+                self._connect_producer().produce(topic, task.value, encode_key(key, task.send_id), on_delivery=told)
             except Exception as e:
                 self._give_up(key, task, reason(e))
 
-    def _delivered(self, key: TaskInstanceKey, task: Task, error: Any, message: Any) -> None:
+    def _delivered(self, key: TaskInstanceKey, task: Task, topic: str, error: Any, message: Any) -> None:
         if error is not None:
             if self._sent.get(key) is task:
-                self._give_up(key, task, f"topic {task.topic}: {error.str()}")
+                self._give_up(key, task, f"topic {topic}: {error.str()}")
             return
         at = f"{message.topic()}-{message.partition()}@{message.offset()}"
         self.log.info("sent %s as %s send=%s", key, at, task.send_id)
@@ -419,8 +411,7 @@ class KafkaExecutor(BaseExecutor):
 
     def sync(self) -> None:
         """Called by the scheduler in its loop."""
-        if self._pid not in (0, os.getpid()):
-            self._forget_clients()  # forked: they are our parent's
+        self._own_clients()
         if self._unsent or self._sent:
             self._connect_reader()
         if self._unsent:
@@ -491,7 +482,7 @@ class KafkaExecutor(BaseExecutor):
         for send_id, ti in candidates.items():
             if there is None or send_id in there:
                 self.running.add(ti.key)
-                self._sent[ti.key] = Task(send_id, self._topic_for(ti), b"", time.monotonic())
+                self._sent[ti.key] = Task(send_id, ti.queue, b"", time.monotonic())
                 adopted.append(ti)
             else:
                 self.log.warning("%s send=%s never came to Kafka: not adopted", ti.key, send_id)
@@ -513,8 +504,7 @@ class KafkaExecutor(BaseExecutor):
         deadline = time.monotonic() + ADOPTION_PATIENCE
         settings = self._settings() | {
             "group.id": f"{self._topic}-adoption",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
+            **READING,
             "enable.partition.eof": True,
         }
         sends: set[str] = set()
@@ -601,7 +591,7 @@ class KafkaExecutor(BaseExecutor):
 
     def _own_clients(self) -> None:
         if self._pid != os.getpid():
-            self._forget_clients()
+            self._forget_clients()  # after a fork: they are our parent's
             self._pid = os.getpid()
 
     def _forget_clients(self) -> None:
