@@ -18,11 +18,11 @@ use crate::broker::local::{LineSink, LineSource};
 use crate::broker::outage::Outage;
 use crate::broker::wire::{dial::Dialer, sink::WireSink, source::WireSource};
 use crate::broker::{self, Pair, Sink, Source};
-use crate::config::{self, Client, Config, Ending, Origin};
+use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
 use crate::exec::registry::Registry;
 use crate::exec::{self, Runner};
-use crate::intake::{Intake, Until};
+use crate::intake::Intake;
 use crate::lock::{Lock, NotHeld};
 use crate::pool;
 use crate::preload::Preload;
@@ -173,8 +173,7 @@ fn start(
         Origin::Kafka(kafka) => (ResultStyle::Topic(config.result_format), kafka.dead_letter_topic.is_some()),
         Origin::Input(_) => (ResultStyle::Lines, false),
     };
-    let Ending { once, idle, commands, .. } = config.ending;
-    let until = Until { all_read: once, idle, commands };
+    let until = config.ending.until;
     let (jobs_in, jobs) = bounded(0);
     let (outcomes_in, outcomes) = bounded(2 * threads);
     let (settled_in, settled) = unbounded();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::worker::{Worker, processes_with, run_input, wait_until, zombies_of};
+use support::worker::{Worker, lifetime, outcome, processes_with, run_input, wait_until, zombies_of};
 
 fn fixture(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/children").join(name).to_str().unwrap().to_owned()
@@ -14,16 +14,6 @@ fn fixture(name: &str) -> String {
 
 fn line(key: &str, command: &[&str]) -> String {
     json!({"key": key, "command": command}).to_string()
-}
-
-fn outcome(result: &Value) -> (&str, &str, Option<i64>, Option<i64>) {
-    let text = |name| result[name].as_str().unwrap();
-    (text("state"), text("reason"), result["exit_code"].as_i64(), result["signal"].as_i64())
-}
-
-/// An argument for `sleep` that no other process has: the tree can be found by it, whatever it has moved away from.
-fn lifetime(seed: u32) -> String {
-    format!("{}.{:03}", 100_000 + std::process::id() % 100_000, seed)
 }
 
 /// Runs the fixture with a timeout of half a second: it has to be reported as timed out, and nothing may be left of it.

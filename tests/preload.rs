@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::worker::{Worker, processes_with, wait_until};
+use support::worker::{Worker, lifetime, outcome, processes_with, wait_until};
 
 /// A worker with `--input -` whose commands `airkafka-task` go to the stubs.
 fn worker(args: &[&str], env: &[(&str, &str)]) -> Worker {
@@ -25,11 +25,6 @@ fn python(key: &str, code: &str) -> Value {
 
 fn by_key(results: &[Value]) -> BTreeMap<String, &Value> {
     results.iter().map(|result| (result["key"].as_str().unwrap().to_owned(), result)).collect()
-}
-
-fn outcome(result: &Value) -> (&str, &str, Option<i64>, Option<i64>) {
-    let text = |name| result[name].as_str().unwrap();
-    (text("state"), text("reason"), result["exit_code"].as_i64(), result["signal"].as_i64())
 }
 
 /// Runs commands and waits for the end.
@@ -127,11 +122,6 @@ fn every_end_is_told_as_it_is() {
     assert_eq!(outcome(results["raise"]), ("failed", "exit", Some(70), None));
     assert!(results["raise"]["tail"].as_str().unwrap().ends_with("ValueError: a reason\n"));
     assert!(!worker.log().contains("has ended"), "the runner itself goes on");
-}
-
-/// An argument for `sleep` that no other process has.
-fn lifetime(seed: u32) -> String {
-    format!("{}.{:03}", 300_000 + std::process::id() % 100_000, seed)
 }
 
 #[test]

@@ -154,12 +154,8 @@ impl ResultFormat {
 /// When the worker ends by itself, and how. Without any of it: never.
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
-    /// When what was on the topic at the start has been run.
-    pub once: bool,
-    /// When for so long there was nothing to run.
-    pub idle: Option<Duration>,
-    /// After so many commands.
-    pub commands: Option<u64>,
+    /// When enough has been taken.
+    pub until: Until,
     /// After so long.
     pub runtime: Option<Duration>,
     /// Whether a command that failed makes the exit code 3.
@@ -168,6 +164,17 @@ pub struct Ending {
     pub lock: Option<PathBuf>,
     /// Whether it is all right if another worker has it.
     pub lock_busy_ok: bool,
+}
+
+/// When a worker has taken enough commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Until {
+    /// What was on the topic at the start has been run.
+    pub once: bool,
+    /// For so long there was nothing to run.
+    pub idle: Option<Duration>,
+    /// So many commands.
+    pub commands: Option<u64>,
 }
 
 /// When Airflow is imported ahead of its tasks.
@@ -369,9 +376,7 @@ fn ending(look: &mut Lookup, args: &Args) -> Checked<Ending> {
     let runtime = look.value("max-runtime", units::or_none(units::positive_duration));
     let lock = look.value("lock", units::or_none(paths::absolute));
     Some(Ending {
-        once: args.once,
-        idle: idle?,
-        commands: commands?,
+        until: Until { once: args.once, idle: idle?, commands: commands? },
         runtime: runtime?,
         fail_on_error: args.fail_on_error,
         lock: lock?,

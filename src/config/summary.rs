@@ -62,8 +62,8 @@ impl Config {
         line.add("output-limit", or_none(exec.output_limit, show_size));
         line.add("tail-bytes", show_size(exec.tail_bytes as u64));
         let ending = &self.ending;
-        line.add("idle-exit", or_none(ending.idle, show_duration));
-        line.add("max", or_none(ending.commands, |most| most.to_string()));
+        line.add("idle-exit", or_none(ending.until.idle, show_duration));
+        line.add("max", or_none(ending.until.commands, |most| most.to_string()));
         line.add("max-runtime", or_none(ending.runtime, show_duration));
         line.add("lock", or_none(ending.lock.as_deref(), path));
         line.add("result-format", self.result_format.as_str());

@@ -11,6 +11,7 @@ use log::{debug, error, info, warn};
 
 use crate::broker::outage::Outage;
 use crate::broker::{Demand, Event, Record, Source};
+use crate::config::Until;
 use crate::error::{Kind, Result};
 use crate::pool::{Job, Settled};
 use crate::shutdown::{Level, Shutdown};
@@ -59,17 +60,6 @@ pub struct Intake<'a> {
     top_up_at: Instant,
     commit_at: Instant,
     recommit_at: Instant,
-}
-
-/// When enough has been taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Until {
-    /// What was there at the start has been run.
-    pub all_read: bool,
-    /// For so long there was nothing to run.
-    pub idle: Option<Duration>,
-    /// So many commands.
-    pub commands: Option<u64>,
 }
 
 impl<'a> Intake<'a> {
@@ -178,7 +168,7 @@ impl<'a> Intake<'a> {
         if !is_idle {
             return Ok(false);
         }
-        if self.until.all_read {
+        if self.until.once {
             match self.source.has_read_all() {
                 Ok(false) => {}
                 Err(e) if e.is_transient() => debug!("{e}"), // reading says so, if it lasts

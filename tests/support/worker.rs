@@ -230,3 +230,14 @@ fn stat(pid: u32) -> Option<(String, u32)> {
     let mut fields = stat.rsplit(')').next()?.split_whitespace();
     Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
 }
+
+/// What matters of an outcome: state, reason, exit code, signal.
+pub fn outcome(result: &Value) -> (&str, &str, Option<i64>, Option<i64>) {
+    let text = |name| result[name].as_str().unwrap();
+    (text("state"), text("reason"), result["exit_code"].as_i64(), result["signal"].as_i64())
+}
+
+/// An argument for `sleep` that no other process has: the tree can be found by it, whatever it has moved away from.
+pub fn lifetime(seed: u32) -> String {
+    format!("{}.{:03}", 100_000 + std::process::id() % 100_000, seed)
+}

@@ -80,6 +80,11 @@ impl KafkaSource {
         Ok(source)
     }
 
+    /// The client, or a new one; to be put back if all goes well: after an error its state is unknown.
+    fn take_client(&mut self) -> Result<KafkaClient> {
+        self.client.take().map_or_else(|| self.new_client(), Ok)
+    }
+
     fn new_client(&self) -> Result<KafkaClient> {
         let mut client = connect(&self.config.brokers, &[&self.config.topic])?;
         client.set_fetch_min_bytes(1);
@@ -341,10 +346,7 @@ impl Source for KafkaSource {
         }
         let asked = Instant::now();
         let before = events.len();
-        let mut client = match self.client.take() {
-            Some(client) => client,
-            None => self.new_client()?,
-        };
+        let mut client = self.take_client()?;
         self.poll_with(&mut client, wait, events)?; // on any error the client is not put back: its state is unknown
         self.client = Some(client);
         if events.len() == before && asked.elapsed() < wait / 2 {
@@ -354,10 +356,7 @@ impl Source for KafkaSource {
     }
 
     fn commit(&mut self, commits: &[Commit]) -> Result<()> {
-        let mut client = match self.client.take() {
-            Some(client) => client,
-            None => self.new_client()?,
-        };
+        let mut client = self.take_client()?;
         let (group, topic) = (self.config.group.as_str(), self.config.topic.as_str());
         let offsets = commits.iter().map(|commit| CommitOffset::new(topic, commit.partition, commit.offset));
         guarded(|| client.commit_offsets(group, offsets)).map_err(|e| explain(e, committing(group, topic)))?;
@@ -371,10 +370,7 @@ impl Source for KafkaSource {
 
     fn has_read_all(&mut self) -> Result<bool> {
         if self.ends.is_none() {
-            let mut client = match self.client.take() {
-                Some(client) => client,
-                None => self.new_client()?,
-            };
+            let mut client = self.take_client()?;
             self.ends = Some(self.ends(&mut client, StartFrom::Latest)?);
             self.client = Some(client);
         }
