@@ -129,7 +129,40 @@ pub const OPTIONS: &[Opt] = &[
         setting: Some("group"),
         airflow: Some(("kafka", "group_id")),
         heading: KAFKA,
-        help: "consumer group that the workers share",
+        help: "group that the workers form; each command goes to one of them",
+    },
+    Opt {
+        name: "group-type",
+        short: None,
+        value: Some("auto|consumer|share"),
+        fallback: Fallback::Value("auto"),
+        setting: Some("group_type"),
+        airflow: None,
+        heading: KAFKA,
+        help: "share: any number of workers on a partition (Kafka 4.2 or newer); consumer: partitions belong to workers; \
+               auto: share where the brokers offer it and the group is not a consumer group already",
+    },
+    Opt {
+        name: "on-lost-lock",
+        short: None,
+        value: Some("stop|finish"),
+        fallback: Fallback::Value("stop"),
+        setting: Some("on_lost_lock"),
+        airflow: None,
+        heading: KAFKA,
+        help: "when a share group gives the record of a running command to another worker: stop the command and report \
+               nothing, or let it finish and report it as well",
+    },
+    Opt {
+        name: "max-deliveries",
+        short: None,
+        value: Some("N"),
+        fallback: Fallback::Value("5"),
+        setting: Some("max_deliveries"),
+        airflow: None,
+        heading: KAFKA,
+        help: "at its Nth delivery in a share group a command is not started again but reported as failed (poison); no \
+               more than the brokers' share.delivery.count.limit, after which they drop it",
     },
     Opt {
         name: "from",
