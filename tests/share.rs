@@ -297,7 +297,7 @@ fn fifty_kills_under_ten_thousand_commands() {
 #[test]
 fn a_record_that_is_no_command_is_reported_and_rejected() {
     let (broker, scene) = (shared(), scene(1));
-    let (ours, theirs) = (format!("{}-dead", scene.commands), format!("{}-dlq", scene.commands));
+    let (ours, theirs) = (format!("{}-dead", scene.commands), format!("dlq.{}", scene.commands));
     broker.create_topic(&ours, 1);
     let has_dead_letters = !version().starts_with("4.2");
     if has_dead_letters {
@@ -350,7 +350,8 @@ fn the_kind_of_group_is_chosen_by_what_is_there_and_said() {
     let auto = ["--group-type", "auto"];
     // A new group: shared, from the oldest record on.
     let worker = scene.worker(&auto);
-    worker.wait_for_log("taking part as in a share group (the brokers offer it, and no offsets are committed for it)");
+    worker
+        .wait_for_log("taking part in it as a share group (the brokers offer it, and no offsets are committed for it)");
     worker.wait_until("the result", || results(&scene) == 1);
     // Another kind beside it.
     let mut other = scene.worker(&["--group-type", "consumer"]);
@@ -358,21 +359,19 @@ fn the_kind_of_group_is_chosen_by_what_is_there_and_said() {
     assert!(other.log().contains("is a share group") && other.log().contains("--group-type"), "{}", other.log());
     stop(worker);
     // And the other way round, with members and without.
-    let args =
-        |group: &str, kind: &str| ["--group".to_owned(), group.to_owned(), "--group-type".to_owned(), kind.to_owned()];
-    let group = format!("{}-2", scene.group);
-    let run = |kind: &str| scene.worker(&args(&group, kind).each_ref().map(String::as_str));
+    let scene = self::scene(1);
+    let run = |kind: &str| scene.worker(&["--group-type", kind]);
     let consumer = run("consumer");
     consumer.wait_for_log("1 member(s)");
     let mut share = run("share");
     share.expect_exit(78);
     assert!(share.log().contains("is a consumer group, and this worker takes it for a share group"), "{}", share.log());
     let auto = run("auto");
-    auto.wait_for_log("taking part as in a consumer group (it is one, with 1 member(s)");
+    auto.wait_for_log("taking part in it as a consumer group (it is one, with 1 member(s)");
     stop(auto);
     stop(consumer);
     let auto = run("auto");
-    auto.wait_for_log("taking part as in a consumer group (offsets are committed for it)");
+    auto.wait_for_log("taking part in it as a consumer group (offsets are committed for it)");
     stop(auto);
 }
 
@@ -385,7 +384,7 @@ fn where_renewal_is_switched_off_auto_falls_back_to_a_consumer_group() {
     share.expect_exit(78);
     assert!(share.log().contains("renewal of locks is switched off"), "{}", share.log());
     let auto = scene.worker(&["--group-type", "auto"]);
-    auto.wait_for_log("taking part as in a consumer group (renewal of locks is switched off");
+    auto.wait_for_log("taking part in it as a consumer group (renewal of locks is switched off");
     scene.spread(&[record("it", json!(["true"]))]);
     auto.wait_until("its result", || results(&scene) == 1);
     stop(auto);
