@@ -454,7 +454,7 @@ impl ShareSource {
         let until = self.leaders.next_retry(now).into_iter().chain(self.stale);
         let until = until.chain(self.locks.next_due().filter(|&at| at > now));
         let until = until.chain([self.member.due().max(self.group_retry_at), deadline]).min();
-        wait_readable_or(&connections, &*self.waker, until.unwrap_or(deadline));
+        wait_readable_or(&connections, &self.waker, until.unwrap_or(deadline));
     }
 }
 
