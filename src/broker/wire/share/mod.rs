@@ -186,6 +186,10 @@ impl ShareSource {
             for leader in self.leaders.in_turn() {
                 self.forget_session(leader);
             }
+            // Before an offset of the new topic is taken for one of the old.
+            for lost in self.locks.lose_all() {
+                self.lost(lost, "its topic is gone");
+            }
         }
     }
 
@@ -248,15 +252,18 @@ impl ShareSource {
             }
         }
         let is_fetch = reply.asked_for > 0;
-        let mut came = 0;
+        let (mut came, mut answering) = (0, self.leaders.led_by(id));
         for (partition, part) in reply.partitions {
             match part.fetch_error {
                 None => came += self.acquire(partition, part, reply.sent, wanted, events),
-                code => trouble = code,
+                code => {
+                    trouble = code;
+                    answering.remove(&partition);
+                }
             }
         }
         if is_fetch {
-            for partition in self.leaders.led_by(id) {
+            for partition in answering {
                 for lost in self.locks.contact(partition, now) {
                     self.lost(lost, "the broker has given it up, and another worker has it by now");
                 }
