@@ -6,22 +6,25 @@ use super::options::{Fallback, OPTIONS, Opt};
 use super::{NAME, VERSION};
 
 /// Width of the help text.
-const WIDTH: usize = 100;
+pub(super) const WIDTH: usize = 100;
 /// Column in which the explanations begin.
 const COLUMN: usize = 30;
 
 /// Stands for a blank at which no line is broken.
 const UNBROKEN: &str = "\u{a0}";
 
-const HEAD: &str = "\
+/// What the help begins with.
+pub(super) const HEAD: &str = "\
 Usage: airkafka-worker --brokers HOST:PORT[,HOST:PORT...] [OPTION...]
        airkafka-worker --input FILE [OPTION...]
+       airkafka-worker generate man|bash|zsh|fish
 
 Runs commands from a Kafka topic in parallel as subprocesses and writes their true outcome to a
 result topic.
 ";
 
-const TAIL: &str = "
+/// What the help ends with.
+pub(super) const TAIL: &str = "
 DURATION: 250ms, 30s, 5m, 1h, 7d or several as in 1h30m; a bare number counts seconds.
 SIZE: bytes, or with KiB, MiB, GiB, TiB (K, M, G, T are the same): powers of 1024.
 

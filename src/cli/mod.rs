@@ -3,6 +3,7 @@
 //! Puts the words into [`Args`] and no further: whether a value makes sense is for [`config`](crate::config) to say.
 //! Prints nothing and ends nothing; the caller does what [`Parsed`] tells.
 
+mod generate;
 mod help;
 pub mod options;
 pub mod words;
@@ -192,6 +193,9 @@ pub enum Parsed {
 /// Understands the command line; `args` is what follows the name of the program.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Parsed {
     let words: Vec<OsString> = args.into_iter().collect();
+    if let Some(parsed) = generate::asked(&words) {
+        return parsed;
+    }
     match understand(&words) {
         Ok(parsed) => parsed,
         // Who appends --help to a line that failed wants help, not the same message again.
