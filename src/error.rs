@@ -78,6 +78,16 @@ impl Error {
         self
     }
 
+    /// What happened, without what to do about it.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// What to do about it, if that was said.
+    pub fn hint_given(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -90,6 +90,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod exec;
+pub mod hand;
 pub mod intake;
 pub mod ledger;
 pub mod lock;

@@ -8,7 +8,7 @@ pub mod kafka_crate;
 pub mod local;
 pub mod outage;
 mod probe;
-mod reading;
+pub mod reading;
 mod route;
 pub mod wire;
 

@@ -18,13 +18,17 @@ use super::errors::{self, Doing};
 use super::records::{self, Aborted, Batches};
 use super::{millis, topic_name};
 use crate::broker::outage::Outage;
-use crate::config::StartFrom;
+use crate::config::client::Isolation;
+use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
 
 /// The newest Fetch by topic name.
 const FETCH: i16 = 12;
 /// The newest ListOffsets that asks for one offset by its meaning.
 const LIST_OFFSETS: i16 = 5;
+
+/// How much longer than its long poll a Fetch may be silent; a large answer on a slow line is not silent.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How to read.
 #[derive(Clone, Debug)]
@@ -41,6 +45,21 @@ pub struct Settings {
     pub long_poll: Duration,
     /// How much longer than the long poll an answer may take.
     pub patience: Duration,
+}
+
+impl Settings {
+    /// Those for `topic`, by the properties of `config`.
+    pub fn new(config: &config::Kafka, topic: &str) -> Settings {
+        let settings = &config.settings;
+        Settings {
+            topic: topic.to_string(),
+            partition_bytes: settings.partition_fetch_bytes,
+            broker_bytes: settings.fetch_max_bytes,
+            read_committed: settings.isolation == Isolation::ReadCommitted,
+            long_poll: settings.fetch_max_wait,
+            patience: settings.request_timeout.min(PATIENCE),
+        }
+    }
 }
 
 /// Where reading stands in each partition, and the connections to the leaders.
@@ -186,8 +205,18 @@ impl Fetchers {
 
     /// The first, or the next, offset of each of these partitions.
     pub fn ends(&self, cluster: &Cluster, partitions: &BTreeSet<i32>, end: StartFrom) -> Result<BTreeMap<i32, i64>> {
+        self.offsets_at(cluster, partitions, if end == StartFrom::Earliest { -2 } else { -1 })
+    }
+
+    /// The first offset of each of these partitions whose record was written at `timestamp` (in milliseconds since the epoch)
+    /// or later; -1 where there is none.
+    pub fn offsets_at(
+        &self,
+        cluster: &Cluster,
+        partitions: &BTreeSet<i32>,
+        timestamp: i64,
+    ) -> Result<BTreeMap<i32, i64>> {
         let mut by_leader: BTreeMap<i32, Vec<ListOffsetsPartition>> = BTreeMap::new();
-        let timestamp = if end == StartFrom::Earliest { -2 } else { -1 };
         for &partition in partitions {
             let leader = cluster.leader(&self.settings.topic, partition).ok_or_else(|| self.no_leader(partition))?;
             let asked = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(timestamp);

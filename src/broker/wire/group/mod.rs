@@ -27,6 +27,7 @@ use super::cluster::{Cluster, Purpose};
 use super::conn::Connection;
 use super::errors::{self, Doing};
 use super::millis;
+use crate::config;
 use crate::error::{Error, Kind, Result};
 pub use offsets::Committed;
 
@@ -53,6 +54,21 @@ pub struct Settings {
     pub heartbeat_interval: Duration,
     /// How long an answer may take.
     pub patience: Duration,
+}
+
+impl Settings {
+    /// Those of `config`.
+    pub fn new(config: &config::Kafka) -> Settings {
+        let settings = &config.settings;
+        Settings {
+            group: config.group.clone(),
+            topic: config.topic.clone(),
+            instance_id: config.instance_id.clone(),
+            session_timeout: settings.session_timeout,
+            heartbeat_interval: settings.heartbeat_interval,
+            patience: settings.request_timeout.min(settings.session_timeout / 3),
+        }
+    }
 }
 
 /// What has changed.

@@ -1,0 +1,102 @@
+//! Whether the topics are there, have leaders, and are open to us.
+
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
+
+use super::Report;
+use crate::broker::wire::errors::{self, Doing};
+use crate::config::by_hand::Doctor;
+use crate::error::Result;
+use crate::hand::Reach;
+use crate::hand::view::{Operation, Topic, View};
+
+/// What a topic is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Commands are read from it.
+    Commands,
+    /// Results are written to it.
+    Results,
+    /// What is no command is written to it.
+    DeadLetters,
+}
+
+impl Use {
+    /// How a topic is called in the report.
+    pub fn of(self, name: &str) -> String {
+        let what = match self {
+            Use::Commands => "commands",
+            Use::Results => "results",
+            Use::DeadLetters => "dead letters",
+        };
+        format!("topic {name} ({what})")
+    }
+}
+
+/// Checks each; returns those that are there.
+pub fn check(
+    reach: &Reach,
+    view: &View,
+    asked: &Doctor,
+    threads: usize,
+    report: &mut Report,
+) -> Result<Vec<(Use, String)>> {
+    let kafka = reach.kafka;
+    let mut topics = vec![(Use::Commands, kafka.topic.clone()), (Use::Results, kafka.results_topic.clone())];
+    topics.extend(kafka.dead_letter_topic.clone().map(|name| (Use::DeadLetters, name)));
+    let mut there = Vec::new();
+    for (what, name) in topics {
+        match view.topic(&name) {
+            Topic::Missing => report.problem(&what.of(&name), "does not exist", &asked.init)?,
+            Topic::Refused(code) => {
+                let e = errors::explain(code, &Doing::new("Describe", "Topic", &name));
+                report.problem(&what.of(&name), e.what(), &reach.grant("Describe", "topic", &name))?;
+            }
+            Topic::There(topic) => {
+                replicas(reach, &what.of(&name), &name, topic, report)?;
+                rights(reach, what, &name, topic, report)?;
+                if what == Use::Commands {
+                    partitions(reach, &name, topic.partitions.len(), threads, report)?;
+                }
+                there.push((what, name));
+            }
+        }
+    }
+    Ok(there)
+}
+
+fn replicas(reach: &Reach, what: &str, name: &str, topic: &MetadataResponseTopic, report: &mut Report) -> Result<()> {
+    let fix =
+        reach.tool("kafka-topics", &format!("--describe --topic '{name}'")) + "  # and start the brokers that are away";
+    let leaderless = topic.partitions.iter().filter(|partition| partition.leader_id.0 < 0).count();
+    let behind = topic.partitions.iter().filter(|it| it.isr_nodes.len() < it.replica_nodes.len()).count();
+    let count = topic.partitions.len();
+    if leaderless > 0 {
+        return report.problem(what, &format!("{leaderless} of {count} partition(s) have no leader"), &fix);
+    }
+    if behind > 0 {
+        return report.warn(what, &format!("replicas of {behind} of {count} partition(s) are not in sync"), &fix);
+    }
+    report.ok(what, &format!("is there, {count} partition(s), all with a leader"))
+}
+
+fn rights(reach: &Reach, what: Use, name: &str, topic: &MetadataResponseTopic, report: &mut Report) -> Result<()> {
+    let operation = if what == Use::Commands { Operation::Read } else { Operation::Write };
+    if operation.is_in(topic.topic_authorized_operations) {
+        return Ok(());
+    }
+    let told = format!("{} may not do {operation:?} on it", reach.kafka.settings.principal());
+    report.problem(&what.of(name), &told, &reach.grant(&format!("{operation:?}"), "topic", name))
+}
+
+/// Threads run beyond the partitions; it is the number of workers that they limit.
+fn partitions(reach: &Reach, name: &str, count: usize, threads: usize, report: &mut Report) -> Result<()> {
+    let told = format!(
+        "{count} partition(s): up to {count} worker(s) of a consumer group share it, with {threads} thread(s) here"
+    );
+    if count > 1 {
+        return report.ok("partitions", &told);
+    }
+    let wanted = threads.max(4);
+    let fix = reach.tool("kafka-topics", &format!("--alter --topic '{name}' --partitions {wanted}"));
+    report.warn("partitions", &format!("{told}; a second worker would stand by"), &fix)
+}
