@@ -83,6 +83,11 @@ impl Error {
         &self.what
     }
 
+    /// The same, without `subject` in front, where that stands already.
+    pub fn without(&self, subject: &str) -> &str {
+        self.what.strip_prefix(subject).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&self.what)
+    }
+
     /// What to do about it, if that was said.
     pub fn hint_given(&self) -> Option<&str> {
         self.hint.as_deref()

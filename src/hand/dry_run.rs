@@ -70,13 +70,21 @@ fn of_topic(kafka: &config::Kafka, exec: &config::Exec, shown: &mut Shown, out: 
         starts.extend(committed.iter().map(|(&partition, (offset, _))| (partition, *offset)));
         Ok((reader, committed, starts, ends))
     })?;
-    for (partition, start) in &starts {
+    let mut empty = 0;
+    for (partition, &start) in &starts {
+        let end = ends.get(partition).copied().unwrap_or(start);
+        if start >= end {
+            empty += 1;
+            continue;
+        }
         let why = match committed.contains_key(partition) {
             true => format!("where group {} has committed", printable(&kafka.group)),
             false => format!("since group {} has committed nothing (--from)", printable(&kafka.group)),
         };
-        let end = ends.get(partition).copied().unwrap_or(*start);
         out.line(&format!("{topic}-{partition}: read from {start}, {why}, to {end}"))?;
+    }
+    if empty > 0 {
+        out.line(&format!("{empty} partition(s) of {topic}: nothing to read"))?;
     }
     out.line("what a live worker runs at this moment is not committed, and shown as if it were to be run")?;
     reader.seek(&starts);

@@ -50,6 +50,7 @@ pub fn run(reach: &Reach, init: &Init, out: &mut Out) -> Result<()> {
     let names: Vec<&str> = wanted.iter().map(|topic| topic.name).collect();
     let mut cluster = reach.cluster();
     let view = reach.patiently("connecting", || View::of(&mut cluster, &names))?;
+    let before = names.iter().filter(|name| matches!(view.topic(name), Topic::There(_))).count();
     let replicas = i16::try_from(view.brokers.len().clamp(1, 3)).unwrap_or(1);
     for topic in &wanted {
         match view.topic(topic.name) {
@@ -63,6 +64,13 @@ pub fn run(reach: &Reach, init: &Init, out: &mut Out) -> Result<()> {
             Topic::Refused(code) => return Err(errors::explain(code, &Doing::new("Describe", "Topic", topic.name))),
             Topic::Missing => create(reach, &view, topic, replicas, out)?,
         }
+    }
+    if before < wanted.len() {
+        reach.patiently("waiting for the new topics", || {
+            let view = View::of(&mut cluster, &names)?;
+            let late = names.iter().find(|name| !view.is_led(name));
+            late.map_or(Ok(()), |name| Err(Error::new(Kind::Later, format!("topic {name}: has no leader yet"))))
+        })?;
     }
     settings(init, out)
 }
@@ -97,7 +105,7 @@ fn create(reach: &Reach, view: &View, topic: &Wanted, replicas: i16, out: &mut O
             "topic {name} ({of}): created, {partitions} partition(s), {replicas} replica(s), records kept for {days} days"
         )),
         Some(ResponseError::TopicAlreadyExists) => {
-            out.line(&format!("topic {name} ({of}): has just been created by somebody else; left as it is"))
+            out.line(&format!("topic {name} ({of}): was created a moment ago; left as it is"))
         }
         Some(code @ (ResponseError::TopicAuthorizationFailed | ResponseError::ClusterAuthorizationFailed)) => {
             Err(errors::explain(code, &Doing::new("Create", "Topic", name)))

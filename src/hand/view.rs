@@ -47,6 +47,14 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Its name in an ACL.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Read => "Read",
+            Operation::Write => "Write",
+        }
+    }
+
     /// Whether it is among `operations`; a broker that does not tell is believed to allow it.
     pub fn is_in(self, operations: i32) -> bool {
         operations == i32::MIN || operations & (1 << self as i32) != 0
@@ -87,6 +95,11 @@ impl View {
             Some(ResponseError::UnknownTopicOrPartition) => Topic::Missing,
             Some(code) => Topic::Refused(code),
         }
+    }
+
+    /// Whether a topic is there, and each of its partitions has a leader.
+    pub fn is_led(&self, name: &str) -> bool {
+        matches!(self.topic(name), Topic::There(topic) if topic.partitions.iter().all(|it| it.leader_id.0 >= 0))
     }
 
     /// A connection to the broker that makes topics.

@@ -15,7 +15,7 @@ const FETCH: i16 = 1;
 const RELEASES: [(i16, &str); 8] =
     [(18, "4.1"), (17, "3.9"), (16, "3.7"), (15, "3.5"), (13, "3.1"), (12, "2.7"), (11, "2.3"), (OLDEST_FETCH, "0.11")];
 
-/// Asks each of the addresses; whether one of them answers.
+/// Asks each of the addresses. Returns whether one of them answers.
 pub fn answer(reach: &Reach, report: &mut Report) -> Result<bool> {
     let mut any = false;
     for address in &reach.kafka.brokers {
@@ -24,7 +24,7 @@ pub fn answer(reach: &Reach, report: &mut Report) -> Result<bool> {
             Err(e) => {
                 let e = e.refused_as(&reach.kafka.settings.principal());
                 let fix = e.hint_given().map_or_else(|| can_it_be_reached(address), str::to_string);
-                report.problem("broker", e.what(), &fix)?;
+                report.problem(&format!("broker {address}"), e.without(&format!("broker {address}")), &fix)?;
             }
             Ok(conn) => {
                 any = true;
@@ -47,25 +47,21 @@ pub fn answer(reach: &Reach, report: &mut Report) -> Result<bool> {
     Ok(any)
 }
 
-/// Asks each broker where the cluster says it is: that is where records go.
+/// Asks each broker where the cluster says it is, if it was not asked there already: that is where records go.
 pub fn advertised(reach: &Reach, view: &View, report: &mut Report) -> Result<()> {
-    let mut reached = 0;
+    let before = report.problems;
     for (id, address) in view.brokers.iter().filter(|(_, address)| !reach.kafka.brokers.contains(address)) {
-        match reach.dialer.open(address, Instant::now() + reach.patience()) {
-            Ok(_) => reached += 1,
-            Err(e) => {
-                let told = format!("the cluster says it is at {address}: {}", e.what());
-                let fix = format!(
-                    "correct its advertised.listeners, or make that address known here ({})",
-                    can_it_be_reached(address)
-                );
-                report.problem(&format!("broker {id}"), &told, &fix)?;
-            }
+        if let Err(e) = reach.dialer.open(address, Instant::now() + reach.patience()) {
+            let told = format!("the cluster says it is at {address}: {}", e.without(&format!("broker {address}")));
+            let check = can_it_be_reached(address);
+            let fix = format!("correct its advertised.listeners, or make that address known here ({check})");
+            report.problem(&format!("broker {id}"), &told, &fix)?;
         }
     }
-    let count = view.brokers.len();
-    let told = format!("{count} broker(s); {reached} more than those given answer(s) where the cluster says");
-    report.ok("cluster", &told)
+    if report.problems > before {
+        return Ok(());
+    }
+    report.ok("cluster", &format!("{} broker(s); all that were not asked above answer, too", view.brokers.len()))
 }
 
 fn can_it_be_reached(address: &str) -> String {

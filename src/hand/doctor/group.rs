@@ -35,13 +35,12 @@ pub fn check(reach: &Reach, cluster: &mut Cluster, report: &mut Report) -> Resul
     let (kind, described) = match found {
         Ok(found) => found,
         Err(e) if e.kind() == Kind::Refused => {
-            return report.problem(&what, e.what(), &reach.grant("Read", "group", group));
+            return report.problem(&what, e.without(&what), &reach.grant("Read", "group", group));
         }
         Err(e) => return report.error(&what, &e),
     };
     if !Operation::Read.is_in(described.authorized_operations) {
-        let told = format!("{} may not be a member of it", reach.kafka.settings.principal());
-        report.problem(&what, &told, &reach.grant("Read", "group", group))?;
+        report.problem(&what, "operation Read is not authorised", &reach.grant("Read", "group", group))?;
     }
     let members = reach.tool("kafka-consumer-groups", &format!("--describe --members --group '{group}'"));
     let kind = kind.map(|kind| kind.to_lowercase());

@@ -68,7 +68,7 @@ impl Report<'_> {
     /// A problem that an error tells of, with what it says is to be done.
     fn error(&mut self, what: &str, e: &Error) -> Result<()> {
         self.problems += 1;
-        self.line("problem", what, e.what(), e.hint_given())
+        self.line("problem", what, e.without(what), e.hint_given())
     }
 
     fn line(&mut self, verdict: &str, what: &str, told: &str, fix: Option<&str>) -> Result<()> {
@@ -85,10 +85,11 @@ impl Reach<'_> {
         format!("{name}.sh --bootstrap-server {}{secure} {rest}", self.kafka.brokers.join(","))
     }
 
-    /// The call that gives us a right.
+    /// The call that gives us a right; the cluster has no name.
     fn grant(&self, operation: &str, resource: &str, name: &str) -> String {
         let user = self.kafka.settings.user().unwrap_or("NAME");
-        let rest = format!("--add --allow-principal 'User:{user}' --operation {operation} --{resource} '{name}'");
+        let rest = format!("--add --allow-principal 'User:{user}' --operation {operation} --{resource}");
+        let rest = if name.is_empty() { rest } else { format!("{rest} '{name}'") };
         self.tool("kafka-acls", &rest)
     }
 }

@@ -14,7 +14,7 @@ use super::topics::Use;
 use crate::broker::wire::cluster::Cluster;
 use crate::broker::wire::errors::{self, Doing};
 use crate::config::show_duration;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::hand::Reach;
 use crate::hand::view::View;
 
@@ -44,7 +44,11 @@ pub fn check(
             conn.call(conn.version::<DescribeConfigsRequest>(DESCRIBE_CONFIGS)?, &resource, deadline)
         });
         match answer.and_then(|answer| understood(answer, "Topic", name)) {
-            Err(e) => not_told(&what.of(name), &e, &reach.grant("DescribeConfigs", "topic", name), report)?,
+            Err(e) => {
+                let look = format!("--describe --all --entity-type topics --entity-name '{name}'");
+                let (grant, look) = (reach.grant("DescribeConfigs", "topic", name), reach.tool("kafka-configs", &look));
+                not_told(&what.of(name), &e, &grant, &look, report)?;
+            }
             Ok(settings) => {
                 let kept = retention(&settings, "retention.ms", 1);
                 one_topic(reach, *what, name, &settings, kept, report)?;
@@ -119,9 +123,9 @@ fn offsets(reach: &Reach, view: &View, kept: Option<Duration>, report: &mut Repo
     let settings = match answer.and_then(|answer| understood(answer, "Cluster", "kafka-cluster")) {
         Ok(settings) => settings,
         Err(e) => {
-            let fix =
-                reach.tool("kafka-acls", "--add --allow-principal User:NAME --operation DescribeConfigs --cluster");
-            return not_told("offsets", &e, &fix, report);
+            let look = format!("--describe --all --entity-type brokers --entity-name {id}");
+            let (grant, look) = (reach.grant("DescribeConfigs", "cluster", ""), reach.tool("kafka-configs", &look));
+            return not_told("offsets", &e, &grant, &look, report);
         }
     };
     let Some(remembered) = retention(&settings, NAME, 60_000) else { return Ok(()) };
@@ -145,7 +149,9 @@ fn offsets(reach: &Reach, view: &View, kept: Option<Duration>, report: &mut Repo
     report.warn("offsets", &told, &fix)
 }
 
-fn not_told(what: &str, e: &Error, fix: &str, report: &mut Report) -> Result<()> {
+/// The settings are not told: a right is missing, or the broker is too old to be asked; then one has to look oneself.
+fn not_told(what: &str, e: &Error, grant: &str, look: &str, report: &mut Report) -> Result<()> {
+    let fix = if e.kind() == Kind::Refused { grant } else { look };
     report.warn(what, &format!("its settings are not told: {}", e.what()), fix)
 }
 

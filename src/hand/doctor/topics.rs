@@ -32,6 +32,13 @@ impl Use {
     }
 }
 
+impl Use {
+    /// What a worker has to be allowed; it includes Describe.
+    fn needs(self) -> Operation {
+        if self == Use::Commands { Operation::Read } else { Operation::Write }
+    }
+}
+
 /// Checks each; returns those that are there.
 pub fn check(
     reach: &Reach,
@@ -48,8 +55,10 @@ pub fn check(
         match view.topic(&name) {
             Topic::Missing => report.problem(&what.of(&name), "does not exist", &asked.init)?,
             Topic::Refused(code) => {
-                let e = errors::explain(code, &Doing::new("Describe", "Topic", &name));
-                report.problem(&what.of(&name), e.what(), &reach.grant("Describe", "topic", &name))?;
+                let operation = what.needs();
+                let e = errors::explain(code, &Doing::new(operation.name(), "Topic", &name));
+                let grant = reach.grant(operation.name(), "topic", &name);
+                report.problem(&what.of(&name), e.without(&format!("topic {name}")), &grant)?;
             }
             Topic::There(topic) => {
                 replicas(reach, &what.of(&name), &name, topic, report)?;
@@ -80,12 +89,12 @@ fn replicas(reach: &Reach, what: &str, name: &str, topic: &MetadataResponseTopic
 }
 
 fn rights(reach: &Reach, what: Use, name: &str, topic: &MetadataResponseTopic, report: &mut Report) -> Result<()> {
-    let operation = if what == Use::Commands { Operation::Read } else { Operation::Write };
+    let operation = what.needs();
     if operation.is_in(topic.topic_authorized_operations) {
         return Ok(());
     }
-    let told = format!("{} may not do {operation:?} on it", reach.kafka.settings.principal());
-    report.problem(&what.of(name), &told, &reach.grant(&format!("{operation:?}"), "topic", name))
+    let told = format!("operation {} is not authorised", operation.name());
+    report.problem(&what.of(name), &told, &reach.grant(operation.name(), "topic", name))
 }
 
 /// Threads run beyond the partitions; it is the number of workers that they limit.
