@@ -58,7 +58,8 @@ struct Line<'a> {
 }
 
 /// What `results` shows above its table.
-pub const TABLE_HEAD: &str = "TIME                      STATE    REASON          EXIT        MS  HOST                  POSITION                        KEY";
+pub const TABLE_HEAD: &str =
+    "TIME                      STATE    REASON          EXIT       MS  HOST          POSITION                    KEY";
 
 impl ResultRecord {
     /// Whether it says that the command succeeded.
@@ -98,7 +99,7 @@ impl ResultRecord {
         let time = self.time().unwrap_or_else(dash);
         let key = show_key(self.key.as_deref());
         printable(&format!(
-            "{time:<24}  {state:<7}  {reason:<14}  {exit:>4}  {ms:>8}  {host:<20}  {at:<30}  {key}{more}"
+            "{time:<24}  {state:<7}  {reason:<14}  {exit:>4}  {ms:>7}  {host:<12}  {at:<26}  {key}{more}"
         ))
     }
 
