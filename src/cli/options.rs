@@ -91,7 +91,9 @@ pub fn find(name: &str) -> Option<&'static Opt> {
 const REPEATED: [&str; 2] = ["property", "env"];
 
 const ALL: &[Subcommand] = &Subcommand::ALL;
-const WORKER: &[Subcommand] = &[Start];
+/// Settings of the worker; the doctor looks at all of them.
+const WORKER: &[Subcommand] = &[Start, Doctor];
+const START: &[Subcommand] = &[Start];
 
 /// An option that can only be typed; what differs goes in front of it.
 const TYPED: Opt = Opt {
@@ -109,7 +111,8 @@ const TYPED: Opt = Opt {
 const RECORD: &str = "The command";
 const RESULTS: &str = "Results";
 const TOPICS: &str = "Topics";
-const KAFKA: &str = "Kafka";
+/// The heading of what leads to the brokers, topics and group.
+pub const KAFKA: &str = "Kafka";
 const COMMANDS: &str = "Commands";
 const ENDING: &str = "Ending by itself";
 const GENERAL: &str = "General";
@@ -168,7 +171,7 @@ pub const OPTIONS: &[Opt] = &[
         fallback: Fallback::Value("AirflowGroupId"),
         setting: Some("group"),
         airflow: Some(("kafka", "group_id")),
-        of: &[Start, Doctor],
+        of: WORKER,
         heading: KAFKA,
         help: "consumer group that the workers share",
     },
@@ -292,7 +295,7 @@ pub const OPTIONS: &[Opt] = &[
         fallback: Fallback::Value("none"),
         setting: Some("shell"),
         airflow: None,
-        of: &[Start, Doctor],
+        of: WORKER,
         heading: COMMANDS,
         help: "give commands that are one string to PROGRAM -c; none: split them into words and run them directly",
     },
@@ -303,7 +306,7 @@ pub const OPTIONS: &[Opt] = &[
         fallback: Fallback::Computed("found on PATH"),
         setting: Some("airflow"),
         airflow: None,
-        of: &[Start, Doctor],
+        of: WORKER,
         heading: COMMANDS,
         help: "program that runs commands beginning with the word airflow",
     },
@@ -326,7 +329,7 @@ pub const OPTIONS: &[Opt] = &[
         fallback: Fallback::Value("none"),
         setting: Some("output_dir"),
         airflow: None,
-        of: &[Start, Doctor],
+        of: WORKER,
         heading: COMMANDS,
         help: "keep the output of each command as a file in DIR; none: it is dropped, but for its tail",
     },
@@ -376,7 +379,7 @@ pub const OPTIONS: &[Opt] = &[
     },
     Opt {
         name: "dry-run",
-        of: WORKER,
+        of: START,
         heading: ENDING,
         help: "run nothing: show what of the topic would be run, and why the rest would not, then end",
         ..TYPED
@@ -558,7 +561,7 @@ pub const OPTIONS: &[Opt] = &[
         fallback: Fallback::Nothing,
         setting: Some("input"),
         airflow: None,
-        of: WORKER,
+        of: START,
         heading: GENERAL,
         help: "no Kafka: read the records from FILE, one JSON object a line (-: stdin), and write the results to \
                stdout",
@@ -603,7 +606,7 @@ pub const OPTIONS: &[Opt] = &[
         fallback: Fallback::Nothing,
         setting: None,
         airflow: None,
-        of: WORKER,
+        of: START,
         heading: GENERAL,
         help: "print the version and exit",
     },

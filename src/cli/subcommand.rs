@@ -81,8 +81,8 @@ its record stands, and its key.
                 "\
 Usage: airkafka-worker doctor [OPTION...]
 
-Checks what a worker with these options needs: brokers, topics, group, rights and programs. Prints a
-line for each check (ok, warn or problem), and how to mend what is wrong. Changes nothing.
+Checks what a worker with these options needs: settings, programs, brokers, topics, rights, group.
+Prints a line for each check (ok, warn or problem), and how to mend what is wrong. Changes nothing.
 "
             }
             Init => {

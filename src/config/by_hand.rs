@@ -98,7 +98,7 @@ impl Output {
 /// What `doctor` needs to know beside the settings of the worker.
 #[derive(Clone, Debug)]
 pub struct Doctor {
-    /// What is wrong with programs and directories that are configured.
+    /// What is wrong with the settings, but for those that lead to brokers, topics and group.
     pub found: Vec<Mistake>,
     /// The command line that makes the topics.
     pub init: String,

@@ -148,8 +148,8 @@ impl<'a> Lookup<'a> {
             }
             Err(why) => {
                 let text = format!("{source}: {} {why}", shown(&value));
-                // The doctor is there to say so, among other things.
-                if self.args.subcommand == Subcommand::Doctor && ["shell", "airflow", "output-dir"].contains(&name) {
+                // The doctor is there to say so, among other things; without brokers and topics it can say little else.
+                if self.args.subcommand == Subcommand::Doctor && option(name).heading != options::KAFKA {
                     self.forgiven.push(Mistake { typed: source.is_flag(), text });
                     return Some(None);
                 }

@@ -378,11 +378,11 @@ fn what_belongs_to_another_subcommand_is_not_looked_at() {
 }
 
 #[test]
-fn the_doctor_goes_on_where_programs_and_directories_are_missing() {
-    let config = ok(&["doctor", "--brokers", "b", "--output-dir", "/absent", "--shell", "/absent/sh"], &[]);
+fn the_doctor_goes_on_where_settings_are_wrong_that_do_not_lead_to_brokers() {
+    let config = ok(&["doctor", "--brokers", "b", "--output-dir", "/absent"], &[("AIRKAFKA_TIMEOUT", "bogus")]);
     let Some(by_hand::ByHand::Doctor(asked)) = config.by_hand else { panic!() };
     assert_eq!((asked.found.len(), asked.init.as_str()), (2, "airkafka-worker init --brokers b"), "{asked:?}");
-    assert_eq!(mistakes(&["doctor", "--brokers", "b", "--threads", "0"], &[]).0.len(), 1);
+    assert_eq!(mistakes(&["doctor", "--brokers", "b", "--topic", "a/b"], &[]).0.len(), 1);
 }
 
 #[test]

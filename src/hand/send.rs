@@ -14,8 +14,8 @@ use super::{Out, Progress, Reach};
 use crate::broker::wire::cluster::Purpose;
 use crate::broker::wire::sink::WireSink;
 use crate::broker::{At, Outgoing, Position, Sink, Target};
+use crate::config;
 use crate::config::by_hand::{Send, What};
-use crate::config::{self};
 use crate::error::{self, Error, Kind, Result, os_text};
 use crate::record::result::{ResultRecord, TABLE_HEAD, Told};
 use crate::record::{self, Outcome, State, printable, printable_but, show_key};
@@ -164,10 +164,10 @@ fn write(
             written(usize::try_from(index).expect("an index"), places.remove(&index))?;
             done += 1;
         }
-        sent.map_err(|e| {
-            let left = items.len() - done;
-            e.hint(format!("{left} of {} command(s) are not written, or not known to be", items.len()))
-        })?;
+        if sent.is_err() {
+            error!("{} of {} command(s) are not written, or not known to be", items.len() - done, items.len());
+        }
+        sent?;
     }
     progress.clear();
     Ok(())

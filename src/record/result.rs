@@ -173,4 +173,19 @@ mod tests {
             assert_eq!(TABLE_HEAD.find(name), line.find(value), "{name}\n{TABLE_HEAD}\n{line}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_becomes_one_printable_line(
+            key: Vec<u8>, value: Vec<u8>, text in "\\PC{0,40}|\\{\\PC{0,40}", timestamp_ms: Option<i64>
+        ) {
+            for (value, header) in [(&value[..], text.as_bytes()), (text.as_bytes(), &value[..])] {
+                let told = read(Some(value), [(OUTCOME_HEADER.as_bytes(), Some(header))]);
+                let record = ResultRecord { key: Some(key.clone()), timestamp_ms, at: "r-0@9".into(), told };
+                for line in [record.table_line(), record.json_line()] {
+                    proptest::prop_assert!(!line.contains(char::is_control));
+                }
+            }
+        }
+    }
 }

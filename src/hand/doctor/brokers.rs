@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Report;
 use crate::broker::wire::OLDEST_FETCH;
+use crate::config::Client;
 use crate::error::Result;
 use crate::hand::Reach;
 use crate::hand::view::View;
@@ -31,6 +32,10 @@ pub fn answer(reach: &Reach, report: &mut Report) -> Result<bool> {
                 let newest = conn.newest(FETCH).unwrap_or(0);
                 let release = RELEASES.iter().find(|(version, _)| newest >= *version);
                 match release {
+                    _ if reach.kafka.client == Client::Kafka && !conn.serves(FETCH, 0) => {
+                        let told = "does not understand the kafka crate, which is for brokers up to 3.9";
+                        report.problem(&format!("broker {address}"), told, "leave out --client kafka")?;
+                    }
                     Some((_, release)) => {
                         let who = reach.kafka.settings.principal();
                         let told = format!("answers {who}; Kafka {release} or newer (serves Fetch up to {newest})");
