@@ -383,6 +383,13 @@ fn init_without_a_file_prints_the_section_and_makes_a_file_that_is_not_there() {
     on(&topics, "init", &["--config", file.to_str().unwrap()], "").expect(0);
     let section = called.out.split_once("[AirKafka_worker]").unwrap().1;
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("[AirKafka_worker]{section}"));
+    // What stands in the comments can be taken out of them as it is.
+    let is_key = |line: &str| line.split_once(" =").is_some_and(|(key, _)| !key.contains([' ', '#']));
+    let bare = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned() + "\n";
+    let uncommented: String = fs::read_to_string(&file).unwrap().lines().map(bare).collect();
+    assert!(uncommented.contains("\ngrace = 10s\n"), "{uncommented}");
+    fs::write(&file, uncommented).unwrap();
+    call(&["--config", file.to_str().unwrap(), "--once"], "").expect(0);
 }
 
 #[test]

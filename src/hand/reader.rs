@@ -32,6 +32,9 @@ pub struct Reader {
     patience: Duration,
     /// Who leads is to be asked, and not before the time given.
     stale: Option<Instant>,
+    refreshed: Instant,
+    /// After this time it is asked anyway: there may be new partitions.
+    max_age: Duration,
 }
 
 impl Reader {
@@ -39,14 +42,15 @@ impl Reader {
     pub fn connect(reach: &Reach, topic: &str) -> Result<Reader> {
         let mut cluster = reach.cluster();
         cluster.refresh(&[topic], Purpose::Read)?;
-        let count = i32::try_from(cluster.partition_count(topic)).unwrap_or(i32::MAX);
         Ok(Reader {
             topic: topic.to_string(),
-            cluster,
             fetchers: Fetchers::new(Settings::new(reach.kafka, topic)),
-            partitions: (0..count).collect(),
+            partitions: partitions(&cluster, topic),
+            cluster,
             patience: reach.kafka.connect_timeout,
             stale: None,
+            refreshed: Instant::now(),
+            max_age: reach.kafka.settings.metadata_max_age,
         })
     }
 
@@ -156,15 +160,27 @@ impl Reader {
     }
 
     fn refresh_if_stale(&mut self) {
-        if self.stale.is_none_or(|at| Instant::now() < at) {
+        let now = Instant::now();
+        if self.stale.is_none_or(|at| now < at) && self.refreshed.elapsed() < self.max_age {
             return;
         }
+        self.refreshed = now;
         self.stale = match self.cluster.refresh(&[&self.topic], Purpose::Read) {
             Ok(()) => None,
             Err(e) => {
                 debug!("{e}"); // whoever cannot do without will say so
-                Some(Instant::now() + 5 * REFRESH_PAUSE)
+                Some(now + 5 * REFRESH_PAUSE)
             }
         };
+        for partition in partitions(&self.cluster, &self.topic) {
+            if self.partitions.insert(partition) {
+                self.fetchers.seek(partition, 0); // it is new, and so is all that is in it
+            }
+        }
     }
+}
+
+/// All partitions that are known of a topic.
+fn partitions(cluster: &Cluster, topic: &str) -> BTreeSet<i32> {
+    (0..i32::try_from(cluster.partition_count(topic)).unwrap_or(i32::MAX)).collect()
 }
