@@ -5,7 +5,7 @@
 use std::io::{IsTerminal, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
-use crate::broker::wire::{dial::Dialer, sink::WireSink, source::WireSource};
+use crate::broker::wire::{dial::Dialer, kind, sink::WireSink};
 use crate::broker::{self, Pair, Sink, Source, outage};
 use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
@@ -23,7 +23,7 @@ use crate::exec::registry::Registry;
 use crate::exec::{self, Runner};
 use crate::intake::Intake;
 use crate::lock::{Lock, NotHeld};
-use crate::pool;
+use crate::pool::{self, Returns};
 use crate::preload::Preload;
 use crate::publish::Publisher;
 use crate::record::ResultStyle;
@@ -75,7 +75,7 @@ fn run_to_the_end(config: Config) -> Result<ExitCode> {
     let preload = Preload::new(config.preload, registry.clone());
     watch_signals(shutdown.clone(), registry.clone(), preload.clone())?;
     sys::become_subreaper();
-    let Some((source, sink)) = connect(&config.origin, &shutdown)? else {
+    let Some((source, sink)) = connect(&config, &shutdown)? else {
         info!("told to end before a broker was found");
         return Ok(ExitCode::Clean);
     };
@@ -106,21 +106,21 @@ fn start_preload(exec: &config::Exec, preload: Option<&Arc<Preload>>) {
 }
 
 /// Connects to both ends. `None`: told to end meanwhile.
-fn connect(origin: &Origin, shutdown: &Shutdown) -> Result<Option<Pair>> {
-    match origin {
+fn connect(config: &Config, shutdown: &Shutdown) -> Result<Option<Pair>> {
+    match &config.origin {
         Origin::Input(path) => Ok(Some((Box::new(LineSource::open(path.as_deref())?), Box::new(LineSink)))),
-        Origin::Kafka(kafka) => connect_kafka(kafka, shutdown),
+        Origin::Kafka(kafka) => connect_kafka(kafka, config.exec.max_deliveries, shutdown),
     }
 }
 
 /// Tries until `--connect-timeout` to reach the brokers and find the topics.
-fn connect_kafka(kafka: &config::Kafka, shutdown: &Shutdown) -> Result<Option<Pair>> {
+fn connect_kafka(kafka: &config::Kafka, max_deliveries: u32, shutdown: &Shutdown) -> Result<Option<Pair>> {
     let pause = |time| shutdown.at(Level::Drain).recv_timeout(time) != Err(RecvTimeoutError::Disconnected);
-    outage::patiently("connecting", kafka.connect_timeout, pause, || open(kafka))
+    outage::patiently("connecting", kafka.connect_timeout, pause, || open(kafka, max_deliveries))
 }
 
 /// Connects with the client that suits the brokers.
-fn open(kafka: &config::Kafka) -> Result<Pair> {
+fn open(kafka: &config::Kafka, max_deliveries: u32) -> Result<Pair> {
     let crate_client = match kafka.client {
         Client::Kafka => true,
         Client::Wire => false,
@@ -130,8 +130,8 @@ fn open(kafka: &config::Kafka) -> Result<Pair> {
         return Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?)));
     }
     let dialer = Arc::new(Dialer::new(kafka)?);
-    let source = WireSource::connect(kafka, dialer.clone())?;
-    Ok((Box::new(source), Box::new(WireSink::connect(kafka, dialer)?)))
+    let source = kind::connect(kafka, max_deliveries, &dialer)?;
+    Ok((source, Box::new(WireSink::connect(kafka, dialer)?)))
 }
 
 /// The threads that end with a result; to be joined in the direction of the flow.
@@ -157,21 +157,23 @@ fn start(
         Origin::Input(_) => (ResultStyle::Lines, false),
     };
     let until = config.ending.until;
+    let busy = Arc::new(AtomicUsize::new(0));
     let (jobs_in, jobs) = bounded(0);
     let (outcomes_in, outcomes) = bounded(2 * threads);
     let (settled_in, settled) = unbounded();
     let (done_in, done) = bounded(0);
 
     let runner = Arc::new(Runner::new(config.exec, shutdown.clone(), registry, preload));
-    let pool = pool::start(threads, &runner, &jobs, &outcomes_in, &settled_in, failed)?;
+    let returns = Returns::new(settled_in, busy.clone(), source.waker());
+    let pool = pool::start(threads, &runner, &jobs, &outcomes_in, &returns, failed)?;
     drop((jobs, outcomes_in)); // the pool holds the ends that count
     let publish = spawn("airkafka-publish", &done_in, {
         let shutdown = shutdown.clone();
-        move || Publisher { sink, style, dead_letter, shutdown: &shutdown }.run(&outcomes, &settled_in)
+        move || Publisher { sink, style, dead_letter, shutdown: &shutdown }.run(&outcomes, &returns)
     })?;
     let intake = spawn("airkafka-consumer", &done_in, {
         let shutdown = shutdown.clone();
-        move || Intake::new(source, threads, until, &shutdown).run(jobs_in, &settled)
+        move || Intake::new(source, threads, busy, until, &shutdown).run(jobs_in, &settled)
     })?;
     Ok((Ends { intake, pool, publish }, done))
 }

@@ -6,17 +6,53 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use log::{debug, error, info, warn};
 
+use crate::broker::acquisition::Holding;
+use crate::broker::waker::Waker;
 use crate::broker::{Position, Record};
 use crate::error::{Error, Kind, Result, os_text};
 use crate::exec::{Ran, Runner};
-use crate::record::{Finished, Outcome, Reason, State, printable, show_key};
+use crate::record::{Finished, Outcome, State, printable, show_key};
+
+/// The way back to the consumer thread: what became of records, and how many threads are busy.
+#[derive(Clone, Debug)]
+pub struct Returns {
+    settled: Sender<Settled>,
+    busy: Arc<AtomicUsize>,
+    /// Rung where the consumer thread waits for more than the channel.
+    waker: Option<Arc<Waker>>,
+}
+
+impl Returns {
+    /// Through `settled`; `busy` counts the threads that have something to do.
+    pub fn new(settled: Sender<Settled>, busy: Arc<AtomicUsize>, waker: Option<Arc<Waker>>) -> Returns {
+        Returns { settled, busy, waker }
+    }
+
+    /// A record is settled, or not started. If the consumer thread is gone, nothing will be committed any more.
+    pub fn settle(&self, settled: Settled) {
+        let _ = self.settled.send(settled);
+        self.wake();
+    }
+
+    /// A thread has nothing to do any more.
+    fn idle(&self) {
+        self.busy.fetch_sub(1, Ordering::AcqRel);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+}
 
 /// A record to run.
 #[derive(Debug)]
@@ -31,6 +67,7 @@ impl Job {
     /// Whether it is too late to start it.
     pub fn is_late(&self) -> bool {
         self.start_before.is_some_and(|before| Instant::now() >= before)
+            || self.record.lock.as_ref().is_some_and(|lock| lock.holding() != Holding::Ours)
     }
 }
 
@@ -38,9 +75,16 @@ impl Job {
 #[derive(Debug)]
 pub enum Settled {
     /// Its result is acknowledged.
-    Reported(Position),
+    Reported {
+        /// The record.
+        at: Position,
+        /// Whether it can never be run.
+        unfit: bool,
+    },
     /// Not started.
     NotStarted(Record),
+    /// It was ours no more while it ran; nothing is reported.
+    Lost(Position),
 }
 
 /// Starts `threads` threads named `airkafka-exec-N`. `failed` gets to know if any command has.
@@ -49,16 +93,16 @@ pub fn start(
     runner: &Arc<Runner>,
     jobs: &Receiver<Option<Job>>,
     outcomes: &Sender<Finished>,
-    settled: &Sender<Settled>,
+    returns: &Returns,
     failed: &Arc<AtomicBool>,
 ) -> Result<Vec<JoinHandle<()>>> {
     (0..threads)
         .map(|slot| {
             let (runner, jobs, outcomes) = (runner.clone(), jobs.clone(), outcomes.clone());
-            let (settled, failed) = (settled.clone(), failed.clone());
+            let (returns, failed) = (returns.clone(), failed.clone());
             thread::Builder::new()
                 .name(format!("airkafka-exec-{slot}"))
-                .spawn(move || work(slot, &runner, &jobs, &outcomes, &settled, &failed))
+                .spawn(move || work(slot, &runner, &jobs, &outcomes, &returns, &failed))
                 .map_err(|e| {
                     Error::new(
                         Kind::Unexpected,
@@ -75,39 +119,62 @@ fn work(
     runner: &Runner,
     jobs: &Receiver<Option<Job>>,
     outcomes: &Sender<Finished>,
-    settled: &Sender<Settled>,
+    returns: &Returns,
     failed: &AtomicBool,
 ) {
     for job in jobs {
         let Some(job) = job else { continue }; // there was one, but it is not ours to start any more
-        let ran = catch_unwind(AssertUnwindSafe(|| runner.run(&job, slot))).unwrap_or_else(|_| {
-            error!("{}: the worker failed on this record; please report it with the lines above", job.record.at);
-            Ran::Done(Box::new(runner.panicked(&job.record)))
-        });
-        let mut record = job.record;
-        let outcome = match ran {
-            Ran::Done(outcome) => *outcome,
-            Ran::Aborted => {
-                debug!("aborted {}: it will run again", record.at);
-                continue;
-            }
-            Ran::TooLate => {
-                debug!("not started {}: its partition may be another worker's by now", record.at);
-                let _ = settled.send(Settled::NotStarted(record)); // the consumer gave up
-                continue;
-            }
-        };
-        report(&record, &outcome);
-        if outcome.state == State::Failed {
-            failed.store(true, Ordering::Relaxed);
-        }
-        if outcome.reason != Reason::Invalid {
-            record.value = None; // only a dead letter needs it
-        }
-        if outcomes.send(Finished { record, outcome }).is_err() {
+        let is_heard = run(job, slot, runner, outcomes, returns, failed);
+        returns.idle();
+        if !is_heard {
             return;
         }
     }
+}
+
+/// Runs one job, and sends on what came of it. Returns whether there is somebody left to send to.
+fn run(
+    job: Job,
+    slot: usize,
+    runner: &Runner,
+    outcomes: &Sender<Finished>,
+    returns: &Returns,
+    failed: &AtomicBool,
+) -> bool {
+    let ran = catch_unwind(AssertUnwindSafe(|| runner.run(&job, slot))).unwrap_or_else(|_| {
+        error!("{}: the worker failed on this record; please report it with the lines above", job.record.at);
+        Ran::Done(Box::new(runner.panicked(&job.record)))
+    });
+    let mut record = job.record;
+    let outcome = match ran {
+        Ran::Done(outcome) => *outcome,
+        Ran::Aborted => {
+            debug!("aborted {}: it will run again", record.at);
+            return true;
+        }
+        Ran::TooLate => {
+            debug!("not started {}: it may be another worker's by now", record.at);
+            returns.settle(Settled::NotStarted(record));
+            return true;
+        }
+        Ran::Lost => {
+            warn!(
+                "{} key={} is not reported: it is another worker's by now",
+                record.at,
+                show_key(record.key.as_deref())
+            );
+            returns.settle(Settled::Lost(record.at));
+            return true;
+        }
+    };
+    report(&record, &outcome);
+    if outcome.state == State::Failed {
+        failed.store(true, Ordering::Relaxed);
+    }
+    if !outcome.reason.is_unfit() {
+        record.value = None; // only a dead letter needs it
+    }
+    outcomes.send(Finished { record, outcome }).is_ok()
 }
 
 /// The one line a command leaves in the log. Never its arguments, environment or stdin: secrets travel there.
@@ -152,6 +219,8 @@ mod tests {
             output_dir: Some(dir.path().into()),
             output_limit: None,
             tail_bytes: 0,
+            on_lost_lock: config::OnLostLock::Stop,
+            max_deliveries: 5,
         };
         let runner = Arc::new(Runner::new(exec, Arc::default(), Arc::new(Registry::new(1)), None));
         let ((jobs_in, jobs), (outcomes_in, outcomes), (settled_in, settled)) = (unbounded(), unbounded(), unbounded());
@@ -165,18 +234,19 @@ mod tests {
         ];
         for (offset, value, start_before) in jobs_to_be {
             let at = Position { topic: "t".into(), partition: 0, offset };
-            let record = Record { at, key: None, value: Some(value.into()), timestamp_ms: None, attempt: None };
+            let record = Record::new(at, None, Some(value.into()));
             jobs_in.send(Some(Job { record, start_before })).unwrap();
         }
         drop(jobs_in);
-        let threads = start(1, &runner, &jobs, &outcomes_in, &settled_in, &Arc::default()).unwrap();
+        let returns = Returns::new(settled_in, Arc::new(AtomicUsize::new(4)), None);
+        let threads = start(1, &runner, &jobs, &outcomes_in, &returns, &Arc::default()).unwrap();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        drop((outcomes_in, settled_in));
+        drop((outcomes_in, returns));
         let back: Vec<i64> = settled
             .iter()
             .map(|settled| match settled {
                 Settled::NotStarted(record) => record.at.offset,
-                Settled::Reported(at) => panic!("{at}"),
+                other => panic!("{other:?}"),
             })
             .collect();
         assert_eq!(back, [0, 1]);

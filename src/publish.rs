@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select};
+use crossbeam_channel::{Receiver, TryRecvError, never, select};
 use log::{error, warn};
 
 use crate::broker::outage::Outage;
-use crate::broker::{Outgoing, Position, Sink};
+use crate::broker::{Outgoing, Sink};
 use crate::error::{Error, Result};
-use crate::pool::Settled;
+use crate::pool::{Returns, Settled};
 use crate::record::{self, Finished, ResultStyle};
 use crate::shutdown::{Level, Shutdown};
 
@@ -34,7 +34,7 @@ pub struct Publisher<'a> {
 impl Publisher<'_> {
     /// Runs until `outcomes` is closed and everything is written. Returns an error if it had to give up: the results that
     /// were not written are not settled, so their commands run again.
-    pub fn run(mut self, outcomes: &Receiver<Finished>, settled: &Sender<Settled>) -> Result<()> {
+    pub fn run(mut self, outcomes: &Receiver<Finished>, returns: &Returns) -> Result<()> {
         let mut outage = Outage::new("writing results");
         let mut unsent = Vec::new();
         let mut refusal: Option<Error> = None; // an error that waiting will not mend
@@ -57,7 +57,7 @@ impl Publisher<'_> {
                     }
                 }
             }
-            let failure = self.send(&mut unsent, settled).err();
+            let failure = self.send(&mut unsent, returns).err();
             let Some(failure) = failure else {
                 outage.over(Instant::now());
                 continue;
@@ -97,13 +97,15 @@ impl Publisher<'_> {
     }
 
     /// Sends, and settles what was acknowledged.
-    fn send(&mut self, unsent: &mut Vec<Outgoing>, settled: &Sender<Settled>) -> Result<()> {
-        let mut positions: Vec<Position> = unsent.iter().map(|out| out.at.clone()).collect();
+    fn send(&mut self, unsent: &mut Vec<Outgoing>, returns: &Returns) -> Result<()> {
+        let mut positions: Vec<_> = unsent.iter().map(|out| (out.at.clone(), out.unfit)).collect();
         positions.dedup(); // a dead letter stands beside its result
         let sent = self.sink.send(unsent);
         let left: HashSet<(i32, i64)> = unsent.iter().map(|out| (out.at.partition, out.at.offset)).collect();
-        for at in positions.into_iter().filter(|at| !left.contains(&(at.partition, at.offset))) {
-            let _ = settled.send(Settled::Reported(at)); // the consumer gave up: nothing will be committed any more
+        for (at, unfit) in positions {
+            if !left.contains(&(at.partition, at.offset)) {
+                returns.settle(Settled::Reported { at, unfit });
+            }
         }
         sent
     }

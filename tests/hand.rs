@@ -67,6 +67,11 @@ fn on(topics: &Topics, subcommand: &str, args: &[&str], stdin: &str) -> Called {
     call(&[&base[..], topic, group, &["--results-topic", &topics.results], args].concat(), stdin)
 }
 
+/// Whether workers form a share group there unless told otherwise.
+fn has_share_groups() -> bool {
+    Broker::version().starts_with("4.")
+}
+
 fn topics() -> Topics {
     Topics::new(Broker::shared(), 2)
 }
@@ -399,8 +404,8 @@ fn doctor_finds_nothing_wrong_where_nothing_is() {
     on(&topics, "send", &["--wait", "--", "true"], "").expect(0);
     let called = on(&topics, "doctor", &["--threads", "2"], "").expect(0);
     assert!(!called.out.contains("problem  "), "{called:?}");
-    assert!(called.out.contains(&format!("group {}: 1 worker(s), Stable", topics.group)), "{called:?}");
-    assert!(called.line("ok       partitions").contains("2 partition(s)"), "{called:?}");
+    let told = if has_share_groups() { "is a share group, Stable" } else { "1 worker(s), Stable" };
+    assert!(called.out.contains(&format!("ok       group {}: {told}", topics.group)), "{called:?}");
     worker.signal("TERM");
     worker.expect_exit(0);
 }
@@ -412,17 +417,15 @@ fn doctor_finds_three_planted_faults_and_its_fixes_mend_them() {
     let settings = [("cleanup.policy", "compact"), ("retention.ms", "60000")];
     plant(&planted, 1, &settings);
     let args = ["doctor", "--brokers", &topics.broker, "--topic", &planted, "--results-topic", &missing];
-    let args = [&args[..], &["--group", &topics.group, "--output-dir", "/absent/dir"]].concat();
+    let args =
+        [&args[..], &["--group", &topics.group, "--output-dir", "/absent/dir", "--group-type", "consumer"]].concat();
     let called = call(&args, "").expect(1);
     let (compact, absent) = (format!("problem  topic {planted} (commands): "), format!("problem  topic {missing} "));
     assert!(called.line(&compact).contains("cleanup.policy is compact"), "{called:?}");
     assert!(called.line(&absent).ends_with("does not exist"), "{called:?}");
     assert!(called.line("problem  settings: --output-dir").contains("does not exist"), "{called:?}");
     assert!(called.out.ends_with("3 problem(s), 2 warning(s)\n"), "{called:?}");
-    assert!(
-        called.line("warn     partitions: 1 partition(s)").contains("a second worker would stand by"),
-        "{called:?}"
-    );
+    assert!(called.line("warn     partitions: 1 for ").ends_with("and a second one would stand by"), "{called:?}");
     let fixes: Vec<&str> = called.out.lines().filter_map(|line| line.strip_prefix("         fix: ")).collect();
     let fix = |start: &str| fixes.iter().find(|fix| fix.starts_with(start)).unwrap_or_else(|| panic!("{called:?}"));
     assert!(fix("kafka-configs.sh").starts_with(&format!("kafka-configs.sh --bootstrap-server {} ", topics.broker)));
@@ -505,17 +508,43 @@ fn a_dry_run_shows_what_would_run_and_disturbs_nobody() {
     assert!(told(1).contains("would fail, not_found: nosuch: not found on PATH"), "{called:?}");
     assert!(told(2).contains("would fail, invalid: unquoted `*` needs a shell"), "{called:?}");
     assert!(told(3).ends_with("/sleep with 1 argument(s), timeout 5s"), "{called:?}");
-    assert!(called.line(&format!("{}-0: read from 0, since group", topics.commands)).ends_with("to 4"), "{called:?}");
+    assert!(called.line(&format!("{}-0: read from 0, since group ", topics.commands)).ends_with("to 4"), "{called:?}");
     assert!(called.out.ends_with("dry run: 2 would be run, 2 would fail at once, 0 are done already\n"), "{called:?}");
     assert_eq!((count(&topics.broker, &topics.results), topics.committed()), (0, 0));
-    // From where the group has committed.
-    topics.worker(&["--max", "1"]).expect_exit(0);
-    let called = dry(&[]).expect(0);
-    let committed = topics.committed();
-    let told = called.line(&format!("{}-0: read from {committed}, where group ", topics.commands));
+    // From where the group stands.
+    let consumer = ["--group-type", "consumer"];
+    topics.worker(&[&consumer[..], &["--max", "1"]].concat()).expect_exit(0);
+    let called = dry(&consumer).expect(0);
+    let told = called.line(&format!("{}-0: read from 1, where group ", topics.commands));
     assert!(told.ends_with("has committed, to 4"), "{called:?}");
     let called = dry(&["--client", "kafka"]).expect(78);
     assert!(called.log.contains("--dry-run reads with our own client"), "{called:?}");
+}
+
+#[test]
+fn a_dry_run_reads_from_where_a_share_group_begins() {
+    if !has_share_groups() {
+        return;
+    }
+    let topics = topics();
+    let mut worker = topics.worker(&["--group-type", "share", "--threads", "1"]);
+    on(&topics, "send", &["--wait", "--", "true"], "").expect(0);
+    let group = ["--group", &topics.group, "--results-topic", &topics.results];
+    let args = ["--dry-run", "--brokers", &topics.broker, "--topic", &topics.commands];
+    let called = call(&[&args[..], &group].concat(), "").expect(0);
+    let told = format!(", where share group {} begins, to 1\n", topics.group);
+    assert!(called.out.contains(&told) || called.out.contains("2 partition(s) of "), "{called:?}");
+    assert!(called.out.contains("is not told from outside"), "{called:?}");
+    let called = on(&topics, "doctor", &["--max-deliveries", "9"], "").expect(0);
+    assert!(called.line("warn     group").contains("is delivered 5 times at the most"), "{called:?}");
+    let called = on(&topics, "doctor", &["--group-type", "consumer"], "").expect(1);
+    assert!(
+        called
+            .line("problem  group")
+            .contains("is of the kind share, and such a worker joins groups of the kind classic")
+    );
+    worker.signal("TERM");
+    worker.expect_exit(0);
 }
 
 #[test]

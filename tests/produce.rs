@@ -15,7 +15,7 @@ use airkafka_worker::broker::wire::dial::Dialer;
 use airkafka_worker::broker::wire::sink::WireSink;
 use airkafka_worker::broker::{Outgoing, Position, Sink, Target};
 use airkafka_worker::config::client::Settings;
-use airkafka_worker::config::{Client, Kafka, StartFrom};
+use airkafka_worker::config::{Client, GroupType, Kafka, StartFrom};
 use airkafka_worker::error::Kind;
 use fake::{DEAD_LETTERS, Fake, RESULTS};
 use support::broker::{Broker, tool};
@@ -38,6 +38,7 @@ fn connect(broker: &str, results: &str, dead_letters: Option<&str>) -> WireSink 
         results_topic: results.into(),
         dead_letter_topic: dead_letters.map(Into::into),
         group: "group".into(),
+        group_type: GroupType::Auto,
         from: StartFrom::Earliest,
         client: Client::Wire,
         connect_timeout: Duration::from_secs(10),
@@ -59,7 +60,14 @@ fn connect(broker: &str, results: &str, dead_letters: Option<&str>) -> WireSink 
 /// A result without a key: it goes to the partition of its command.
 fn outgoing(target: Target, partition: i32, offset: i64, value: &str) -> Outgoing {
     let at = Position { topic: "commands".into(), partition, offset };
-    Outgoing { target, at, key: None, value: Some(value.into()), headers: vec![("airkafka-outcome", b"{}".to_vec())] }
+    Outgoing {
+        target,
+        at,
+        key: None,
+        value: Some(value.into()),
+        headers: vec![("airkafka-outcome", b"{}".to_vec())],
+        unfit: false,
+    }
 }
 
 fn left(unsent: &[Outgoing]) -> Vec<&str> {

@@ -58,7 +58,7 @@ impl LineSource {
         }
         let (key, value) = record::from_input_line(&line);
         let at = Position { topic: self.topic.clone(), partition: 0, offset: number };
-        Some(Event::Record(Record { at, key, value, timestamp_ms: None, attempt: None }))
+        Some(Event::Record(Record::new(at, key, value)))
     }
 }
 
@@ -68,7 +68,7 @@ impl Source for LineSource {
             self.assigned = true;
             events.push(Event::Assigned { partition: 0, offset: 1, metadata: String::new() });
         }
-        if !demand.want {
+        if demand.want == 0 {
             return Ok(());
         }
         match self.lines.recv_timeout(wait) {

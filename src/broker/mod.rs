@@ -4,12 +4,14 @@
 //! ledgers or channels. Three places implement both: `wire` (our own Kafka client), `kafka_crate` (for old brokers) and
 //! `local` (a file or stdin in, stdout out).
 
+pub mod acquisition;
 pub mod kafka_crate;
 pub mod local;
 pub mod outage;
 mod probe;
 pub mod reading;
 mod route;
+pub mod waker;
 pub mod wire;
 
 use std::collections::BTreeSet;
@@ -19,6 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use acquisition::AcquisitionLock;
+use waker::Waker;
 
 /// How we call ourselves to a broker; it stands in its logs and metrics.
 pub const CLIENT_ID: &str = "airkafka-worker";
@@ -56,6 +60,20 @@ pub struct Record {
     pub timestamp_ms: Option<i64>,
     /// How often it was delivered, this time included, where the source tells.
     pub attempt: Option<u32>,
+    /// Its lock, where records are given one by one (share groups) and not by partition.
+    pub lock: Option<Arc<AcquisitionLock>>,
+}
+
+impl Record {
+    /// A record of which nothing else is known.
+    pub fn new(at: Position, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> Record {
+        Record { at, key, value, timestamp_ms: None, attempt: None, lock: None }
+    }
+
+    /// By partition and offset.
+    pub fn place(&self) -> At {
+        (self.at.partition, self.at.offset)
+    }
 }
 
 /// What a [`Source`] has to say.
@@ -72,6 +90,8 @@ pub enum Event {
     },
     /// The next record of an assigned partition; offsets grow within a partition.
     Record(Record),
+    /// This record is ours alone, whosever the partition is; the source keeps the account of it.
+    Acquired(Record),
     /// This partition is to go to another member of the group: start nothing more of it, commit it a last time, and it
     /// is [released](Source::released).
     Revoked {
@@ -108,8 +128,8 @@ pub struct Commit {
 /// What the consumer thread wants, and has under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand<'a> {
-    /// Whether records are wanted.
-    pub want: bool,
+    /// How many records are wanted; a source that reads whole partitions may give more.
+    pub want: usize,
     /// Partitions of which none are wanted for now.
     pub paused: &'a BTreeSet<i32>,
     /// What runs on our threads.
@@ -129,6 +149,16 @@ pub trait Source: Send {
     /// How many characters of commit metadata are kept for a partition; 0 if none are.
     fn metadata_limit(&self) -> usize;
 
+    /// Whether records may be read before there is a thread for them.
+    fn reads_ahead(&self) -> bool {
+        true
+    }
+
+    /// What ends its waiting for records before anything has come.
+    fn waker(&self) -> Option<Arc<Waker>> {
+        None
+    }
+
     /// Until when the partitions are ours, whatever comes; after that nothing is to be started before the next poll.
     fn lease(&self) -> Option<Instant> {
         None
@@ -137,11 +167,17 @@ pub trait Source: Send {
     /// A revoked partition has been committed a last time.
     fn released(&mut self, _partition: i32) {}
 
-    /// Commands have ended, and are reported, whose partition is not ours any more: its owner has to know.
+    /// Commands have ended, and are reported, whose account is not kept here: the partition is not ours any more, and its
+    /// owner has to know; or the record alone was ours.
     fn done_elsewhere(&mut self, _partition: i32, _offsets: Range<i64>) {}
 
-    /// A record that was said to run runs no more, and is not done; its partition is not ours: its owner has to know.
-    fn not_running(&mut self) {}
+    /// The same for a record that can never be run: nobody is to get it again.
+    fn rejected_elsewhere(&mut self, at: At) {
+        self.done_elsewhere(at.0, at.1..at.1.saturating_add(1));
+    }
+
+    /// A record that was said to run runs no more, or will not be run here, and is not done; its account is not kept here.
+    fn not_running(&mut self, _at: At) {}
 
     /// Whether all that was on the topic when this was first asked has been read, as far as our partitions go. False also
     /// where that cannot be said yet.
@@ -180,6 +216,8 @@ pub struct Outgoing {
     pub value: Option<Vec<u8>>,
     /// Headers; dropped by a sink that cannot carry them.
     pub headers: Vec<(&'static str, Vec<u8>)>,
+    /// Whether the command record can never be run.
+    pub unfit: bool,
 }
 
 /// Where results go.

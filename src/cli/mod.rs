@@ -49,6 +49,15 @@ pub struct Args {
     /// value of `--group`
     #[argh(option)]
     pub group: Option<String>,
+    /// value of `--group-type`
+    #[argh(option)]
+    pub group_type: Option<String>,
+    /// value of `--on-lost-lock`
+    #[argh(option)]
+    pub on_lost_lock: Option<String>,
+    /// value of `--max-deliveries`
+    #[argh(option)]
+    pub max_deliveries: Option<String>,
     /// value of `--from`
     #[argh(option)]
     pub from: Option<String>,
@@ -186,6 +195,9 @@ impl Args {
             "results-topic" => &self.results_topic,
             "dead-letter-topic" => &self.dead_letter_topic,
             "group" => &self.group,
+            "group-type" => &self.group_type,
+            "on-lost-lock" => &self.on_lost_lock,
+            "max-deliveries" => &self.max_deliveries,
             "from" => &self.from,
             "client" => &self.client,
             "connect-timeout" => &self.connect_timeout,

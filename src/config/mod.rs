@@ -72,8 +72,10 @@ pub struct Kafka {
     pub results_topic: String,
     /// Topic for records that are no command.
     pub dead_letter_topic: Option<String>,
-    /// Consumer group the offsets are committed under.
+    /// The group that the workers share.
     pub group: String,
+    /// The kind of group it is.
+    pub group_type: GroupType,
     /// Where a new group starts.
     pub from: StartFrom,
     /// Which client talks to the brokers.
@@ -129,6 +131,53 @@ impl Client {
             Client::Auto => "auto",
             Client::Wire => "wire",
             Client::Kafka => "kafka",
+        }
+    }
+}
+
+/// The kind of group that the workers form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupType {
+    /// A share group where the brokers offer it and the group is not a consumer group already.
+    Auto,
+    /// Partitions belong to workers.
+    Consumer,
+    /// Records belong to workers (KIP-932): Kafka 4.2 or newer.
+    Share,
+}
+
+impl GroupType {
+    /// All there are.
+    const ALL: [GroupType; 3] = [GroupType::Auto, GroupType::Consumer, GroupType::Share];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GroupType::Auto => "auto",
+            GroupType::Consumer => "consumer",
+            GroupType::Share => "share",
+        }
+    }
+}
+
+/// What becomes of a command whose record's lock is lost while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLostLock {
+    /// It is stopped, and nothing is reported: the record may run elsewhere.
+    Stop,
+    /// It runs to its end, and is reported.
+    Finish,
+}
+
+impl OnLostLock {
+    /// All there are.
+    const ALL: [OnLostLock; 2] = [OnLostLock::Stop, OnLostLock::Finish];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnLostLock::Stop => "stop",
+            OnLostLock::Finish => "finish",
         }
     }
 }
@@ -223,6 +272,10 @@ pub struct Exec {
     pub output_limit: Option<u64>,
     /// Bytes from the end of the output that go into the outcome.
     pub tail_bytes: usize,
+    /// What becomes of a command whose record is not ours any more.
+    pub on_lost_lock: OnLostLock,
+    /// At which delivery a record is not run any more but reported as failed, where deliveries are counted.
+    pub max_deliveries: u32,
 }
 
 impl Config {
@@ -255,6 +308,8 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let output_dir = look.value("output-dir", units::or_none(paths::directory));
     let output_limit = look.value("output-limit", units::or_no_limit(units::positive_size));
     let tail_bytes = look.value("tail-bytes", units::tail);
+    let on_lost_lock = look.value("on-lost-lock", units::on_lost_lock);
+    let max_deliveries = look.value("max-deliveries", |text| units::whole(text, 2..=1000, "deliveries"));
     let result_format = look.value("result-format", units::result_format);
     let log_level = log_level(look, args);
     let ending = ending(look, args);
@@ -272,6 +327,8 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
             output_dir: output_dir?,
             output_limit: output_limit?,
             tail_bytes: tail_bytes?,
+            on_lost_lock: on_lost_lock?,
+            max_deliveries: max_deliveries?,
         },
         preload: preload?,
         ending: ending?,
@@ -284,11 +341,14 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
 }
 
 /// Options that have no effect with `--input`.
-const OF_KAFKA: [&str; 11] = [
+const OF_KAFKA: [&str; 14] = [
     "topic",
     "results-topic",
     "dead-letter-topic",
     "group",
+    "group-type",
+    "on-lost-lock",
+    "max-deliveries",
     "from",
     "client",
     "connect-timeout",
@@ -350,12 +410,20 @@ fn kafka(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Kafka> {
     let results_topic = look.value("results-topic", units::topic);
     let dead_letter_topic = look.value("dead-letter-topic", units::or_none(units::topic));
     let group = look.value("group", units::group);
+    let group_type = look.value("group-type", units::group_type);
     let from = look.value("from", units::start_from);
     let client = look.value("client", units::client);
     let connect_timeout = look.value("connect-timeout", units::positive_duration);
     let instance_id = look.value("instance-id", units::or_none(units::instance_id));
     let settings = client::settings(look, args, env);
-    let (client, (settings, property)) = (client?, settings?);
+    let (client, (settings, property), group_type) = (client?, settings?, group_type?);
+    if client == Client::Kafka && group_type == GroupType::Share {
+        let source = look.sources.get("group-type").cloned().unwrap_or_else(|| Source::Flag("--group-type".into()));
+        let text =
+            format!("{source}: the kafka crate knows no share groups; leave out --client kafka, or give consumer");
+        look.mistake(&source, text);
+        return None;
+    }
     if client == Client::Kafka && settings.protocol() != "PLAINTEXT" {
         let source = look.sources.get("client").cloned().unwrap_or_else(|| Source::Flag("--client".into()));
         let text = format!(
@@ -371,6 +439,7 @@ fn kafka(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Kafka> {
         results_topic: results_topic?,
         dead_letter_topic: dead_letter_topic?,
         group: group?,
+        group_type,
         from: from?,
         client,
         connect_timeout: connect_timeout?,

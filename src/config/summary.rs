@@ -35,6 +35,9 @@ impl Config {
                 line.add("results-topic", &kafka.results_topic);
                 line.add("dead-letter-topic", kafka.dead_letter_topic.as_deref().unwrap_or("none"));
                 line.add("group", plain(&kafka.group));
+                line.add("group-type", kafka.group_type.as_str());
+                line.add("on-lost-lock", self.exec.on_lost_lock.as_str());
+                line.add("max-deliveries", self.exec.max_deliveries);
                 line.add("from", kafka.from.as_str());
                 line.add("client", kafka.client.as_str());
                 line.add("connect-timeout", show_duration(kafka.connect_timeout));

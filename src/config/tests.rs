@@ -57,7 +57,9 @@ fn the_defaults() {
     assert_eq!(config.drain_timeout, None);
     assert_eq!(config.result_format, ResultFormat::State);
     assert_eq!(config.log_level, LevelFilter::Info);
-    let Exec { timeout, grace, shell, airflow, output_dir, output_limit, tail_bytes } = config.exec.clone();
+    let Exec { timeout, grace, shell, airflow, output_dir, output_limit, tail_bytes, on_lost_lock, max_deliveries } =
+        config.exec.clone();
+    assert_eq!((on_lost_lock, max_deliveries), (OnLostLock::Stop, 5));
     assert_eq!((timeout, grace), (Some(Duration::from_secs(86_400)), Duration::from_secs(10)));
     assert_eq!((shell, airflow, output_dir), (None, None, None));
     assert_eq!((output_limit, tail_bytes), (Some(10 << 30), 2048));
@@ -106,9 +108,11 @@ fn sample(name: &str, root: &str) -> String {
     match name {
         "brokers" => "b".into(),
         "topic" | "results-topic" | "dead-letter-topic" | "group" | "instance-id" => format!("my-{name}"),
+        "group-type" => "consumer".into(),
+        "on-lost-lock" => "finish".into(),
         "from" => "latest".into(),
         "client" => "kafka".into(),
-        "threads" | "max" | "partitions" => "7".into(),
+        "threads" | "max" | "max-deliveries" | "partitions" => "7".into(),
         "output" => "json".into(),
         "preload" => "none".into(),
         "lock" => format!("{root}/lock"),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::by_hand::Output;
-use super::{Client, Preload, ResultFormat, StartFrom};
+use super::{Client, GroupType, OnLostLock, Preload, ResultFormat, StartFrom};
 
 /// A value, or what is wrong with it.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -264,6 +264,16 @@ pub(super) fn start_from(text: &str) -> Parsed<StartFrom> {
 /// Which client.
 pub(super) fn client(text: &str) -> Parsed<Client> {
     word(text, &Client::ALL.map(|client| (client.as_str(), client)))
+}
+
+/// The kind of group.
+pub(super) fn group_type(text: &str) -> Parsed<GroupType> {
+    word(text, &GroupType::ALL.map(|kind| (kind.as_str(), kind)))
+}
+
+/// `stop` or `finish`.
+pub(super) fn on_lost_lock(text: &str) -> Parsed<OnLostLock> {
+    word(text, &OnLostLock::ALL.map(|what| (what.as_str(), what)))
 }
 
 /// When Airflow is imported.

@@ -22,8 +22,9 @@ use crossbeam_channel::RecvTimeoutError;
 use jiff::Timestamp;
 use log::{debug, info, warn};
 
+use crate::broker::acquisition::Holding;
 use crate::broker::{Position, Record};
-use crate::config;
+use crate::config::{self, OnLostLock};
 use crate::error::os_text;
 use crate::pool::Job;
 use crate::preload::{self, Preload};
@@ -38,6 +39,8 @@ use registry::Registry;
 const AIRFLOW_ENTRY: &str = "airkafka-task";
 /// Exit code of a command that was stopped for its output: what a shell shows for SIGXFSZ, "file size limit exceeded".
 const OUTPUT_LIMIT_EXIT: i32 = 128 + libc::SIGXFSZ;
+/// How often it is looked whether a lock that is in doubt is ours.
+const DOUBT_LOOK: Duration = Duration::from_millis(20);
 /// How long to wait before asking again a system that has no room for another process.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 
@@ -64,6 +67,8 @@ enum Why {
     OutputLimit,
     /// The worker is told to end at once.
     Abort,
+    /// Its record is another worker's by now.
+    LostLock,
 }
 
 /// What came of a record on a pool thread.
@@ -75,6 +80,8 @@ pub enum Ran {
     Aborted,
     /// Not started: it was too late for that.
     TooLate,
+    /// Its record is another worker's by now, and `--on-lost-lock` says to leave it to that one.
+    Lost,
 }
 
 /// All that starting a command takes.
@@ -120,6 +127,11 @@ impl Runner {
             return Ran::TooLate;
         }
         let started = Timestamp::now();
+        if let Some(attempt) = job.record.attempt.filter(|&attempt| attempt >= self.settings.max_deliveries) {
+            let why =
+                format!("delivered {attempt} times, and never seen to its end; not started again (--max-deliveries)");
+            return Ran::Done(Box::new(self.outcome(Ended::unstarted(Reason::Poison, why), &job.record, started)));
+        }
         let ended = match record::decode(job.record.value.as_deref(), self.settings.shell.as_deref()) {
             Ok(command) => match self.run_command(&command, job, slot) {
                 Ok(ended) => ended,
@@ -127,6 +139,9 @@ impl Runner {
             },
             Err(Invalid(why)) => Ended::unstarted(Reason::Invalid, why),
         };
+        if let Err(gone) = self.may_report(&job.record) {
+            return gone;
+        }
         Ran::Done(Box::new(self.outcome(ended, &job.record, started)))
     }
 
@@ -154,6 +169,8 @@ impl Runner {
         let (end, duration) = running.wait(timeout.map(|after| (after, Why::Timeout)), self.settings.grace, || {
             if self.shutdown.level() == Level::Kill {
                 Verdict::Stop(Why::Abort)
+            } else if self.is_lost(record) {
+                Verdict::Stop(Why::LostLock)
             } else if self.settings.output_limit.is_some_and(|limit| output.len() > limit) {
                 Verdict::Stop(Why::OutputLimit)
             } else {
@@ -162,6 +179,7 @@ impl Runner {
         });
         let ended = match end {
             End::Stopped(Why::Abort) => return Err(Ran::Aborted),
+            End::Stopped(Why::LostLock) => return Err(Ran::Lost),
             End::Stopped(Why::Timeout) => Ended::new(Reason::Timeout, Some(124)),
             End::Stopped(Why::OutputLimit) => Ended::new(Reason::OutputLimit, Some(OUTPUT_LIMIT_EXIT)),
             End::Exited(status) => Ended::by_itself(status),
@@ -171,6 +189,31 @@ impl Runner {
             }
         };
         Ok(Ended { pid: Some(pid), duration, tail: output.tail(self.settings.tail_bytes), ..ended })
+    }
+
+    /// Whether the record is another worker's by now, and its command to be left to that one.
+    fn is_lost(&self, record: &Record) -> bool {
+        self.settings.on_lost_lock == OnLostLock::Stop
+            && record.lock.as_ref().is_some_and(|lock| lock.holding() == Holding::Lost)
+    }
+
+    /// Waits until it is certain whether the record is still ours. While it is in doubt - the broker is away, or this process
+    /// was stopped for longer than a lock lasts - nothing is reported that another worker may have run by now.
+    fn may_report(&self, record: &Record) -> Result<(), Ran> {
+        let Some(lock) = record.lock.as_ref().filter(|_| self.settings.on_lost_lock == OnLostLock::Stop) else {
+            return Ok(());
+        };
+        loop {
+            match lock.holding() {
+                Holding::Ours => return Ok(()),
+                Holding::Lost => return Err(Ran::Lost),
+                Holding::InDoubt => {}
+            }
+            let told = self.shutdown.at(Level::Kill).recv_timeout(DOUBT_LOOK);
+            if told == Err(RecvTimeoutError::Disconnected) {
+                return Err(Ran::Aborted);
+            }
+        }
     }
 
     /// Starts a command, waiting while the system has no room for it.

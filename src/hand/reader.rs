@@ -44,7 +44,7 @@ impl Reader {
         cluster.refresh(&[topic], Purpose::Read)?;
         Ok(Reader {
             topic: topic.to_string(),
-            fetchers: Fetchers::new(Settings::new(reach.kafka, topic)),
+            fetchers: Fetchers::new(Settings::of(reach.kafka, topic)),
             partitions: partitions(&cluster, topic),
             cluster,
             patience: reach.kafka.connect_timeout,
@@ -71,7 +71,7 @@ impl Reader {
 
     /// The offsets from `timestamp_ms` on.
     pub fn since(&self, timestamp_ms: i64) -> Result<Offsets> {
-        let mut offsets = self.fetchers.offsets_at(&self.cluster, &self.partitions, timestamp_ms)?;
+        let mut offsets = self.fetchers.since(&self.cluster, &self.partitions, timestamp_ms)?;
         let ends = self.ends(StartFrom::Latest)?;
         offsets.iter_mut().filter(|(_, offset)| **offset < 0).for_each(|(id, offset)| *offset = ends[id]);
         Ok(offsets)

@@ -181,6 +181,7 @@ fn outgoing(topic: &str, item: &Item, index: i64) -> Outgoing {
         key: Some(item.key.clone()),
         value: Some(item.value.clone()),
         headers: Vec::new(),
+        unfit: false,
     }
 }
 

@@ -87,6 +87,14 @@ impl View {
         })
     }
 
+    /// How many partitions a topic has; 0 if it is not there.
+    pub fn partition_count(&self, name: &str) -> usize {
+        match self.topic(name) {
+            Topic::There(topic) => topic.partitions.len(),
+            Topic::Missing | Topic::Refused(_) => 0,
+        }
+    }
+
     /// One of the topics that were asked for.
     pub fn topic(&self, name: &str) -> Topic<'_> {
         let Some(topic) = self.topics.get(name) else { return Topic::Missing };

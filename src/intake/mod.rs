@@ -4,13 +4,15 @@
 
 mod partitions;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use log::{debug, error, info, warn};
 
 use crate::broker::outage::Outage;
-use crate::broker::{Demand, Event, Record, Source};
+use crate::broker::{Demand, Event, Position, Record, Source};
 use crate::config::Until;
 use crate::error::{Kind, Result};
 use crate::pool::{Job, Settled};
@@ -42,6 +44,8 @@ pub struct Intake<'a> {
     source: Box<dyn Source>,
     shutdown: &'a Shutdown,
     threads: usize,
+    /// Threads that have something to do; they say themselves when they have not.
+    busy: Arc<AtomicUsize>,
     until: Until,
     /// How many were handed over.
     started: u64,
@@ -63,13 +67,20 @@ pub struct Intake<'a> {
 }
 
 impl<'a> Intake<'a> {
-    /// Reads from `source` for `threads` threads.
-    pub fn new(source: Box<dyn Source>, threads: usize, until: Until, shutdown: &'a Shutdown) -> Self {
+    /// Reads from `source` for `threads` threads, of which `busy` have something to do.
+    pub fn new(
+        source: Box<dyn Source>,
+        threads: usize,
+        busy: Arc<AtomicUsize>,
+        until: Until,
+        shutdown: &'a Shutdown,
+    ) -> Self {
         let now = Instant::now();
         Intake {
             source,
             shutdown,
             threads,
+            busy,
             until,
             started: 0,
             idle_since: None,
@@ -93,11 +104,14 @@ impl<'a> Intake<'a> {
             self.shutdown.raise(Level::Drain);
         }
         drop(jobs); // the pool ends when its threads are idle
-        let unstarted = self.partitions.unstarted() + usize::from(self.next.take().is_some());
+        let next = self.next.take();
+        let unstarted = self.partitions.unstarted() + usize::from(next.is_some());
         if unstarted > 0 {
             info!("{unstarted} command(s) that were read but not started stay on the topic");
         }
-        self.partitions.forget_waiting();
+        let acquired = self.partitions.forget_waiting();
+        let next = next.filter(|record| record.lock.is_some()).map(|record| record.place());
+        acquired.into_iter().chain(next).for_each(|at| self.source.not_running(at));
         self.finish(settled);
         let left = self.leave();
         taken.and(left)
@@ -150,6 +164,7 @@ impl<'a> Intake<'a> {
         }
         let record = self.next.take()?;
         self.started += 1;
+        self.busy.fetch_add(1, Ordering::AcqRel);
         self.partitions.started(&record);
         Some(Job { record, start_before })
     }
@@ -194,7 +209,7 @@ impl<'a> Intake<'a> {
             }
             // Both are logged; neither keeps a command from its end.
             let _ = self.commit_if_due();
-            let _ = self.poll(Duration::ZERO, false);
+            let _ = self.poll(Duration::ZERO, 0);
         }
     }
 
@@ -213,15 +228,23 @@ impl<'a> Intake<'a> {
             (0, false) => BUSY_WAIT,
             _ => Duration::ZERO,
         };
-        let came = self.poll(wait, waiting < self.threads)?;
+        let came = self.poll(wait, self.room().saturating_sub(waiting))?;
         if !came {
             self.top_up_at = Instant::now() + TOP_UP;
         }
         Ok(())
     }
 
+    /// How many records may wait here.
+    fn room(&self) -> usize {
+        match self.source.reads_ahead() {
+            true => self.threads,
+            false => self.threads.saturating_sub(self.busy.load(Ordering::Acquire)),
+        }
+    }
+
     /// Lets the source work, and takes what it has to say. Returns whether that was anything.
-    fn poll(&mut self, wait: Duration, want: bool) -> Result<bool> {
+    fn poll(&mut self, wait: Duration, want: usize) -> Result<bool> {
         let paused = self.partitions.paused(self.source.metadata_limit());
         let mut events = Vec::new();
         let polled =
@@ -244,6 +267,7 @@ impl<'a> Intake<'a> {
                 self.partitions.assign(partition, offset, &metadata);
             }
             Event::Record(record) => self.partitions.push(record),
+            Event::Acquired(record) => self.partitions.acquire(record),
             Event::Revoked { partition } => {
                 debug!("partition {partition} is revoked");
                 self.next.take_if(|next| next.at.partition == partition);
@@ -268,17 +292,21 @@ impl<'a> Intake<'a> {
 
     fn settle(&mut self, settled: Settled) {
         match settled {
-            Settled::Reported(at) => {
-                if self.partitions.settle((at.partition, at.offset)) == Account::Elsewhere {
-                    debug!("{at} is done, in a partition that is not ours any more");
-                    self.source.done_elsewhere(at.partition, at.offset..at.offset + 1);
+            Settled::Reported { at: Position { partition, offset, .. }, unfit } => {
+                if self.partitions.settle((partition, offset)) == Account::Elsewhere {
+                    match unfit {
+                        true => self.source.rejected_elsewhere((partition, offset)),
+                        false => self.source.done_elsewhere(partition, offset..offset + 1),
+                    }
                 }
             }
             Settled::NotStarted(record) => {
+                let at = record.place();
                 if self.partitions.put_back(record) == Account::Elsewhere {
-                    self.source.not_running();
+                    self.source.not_running(at);
                 }
             }
+            Settled::Lost(at) => self.partitions.lost((at.partition, at.offset)),
         }
     }
 
@@ -343,7 +371,7 @@ impl<'a> Intake<'a> {
                 );
                 return Ok(());
             }
-            self.poll(pause.max(COMMIT_LATER), false)?;
+            self.poll(pause.max(COMMIT_LATER), 0)?;
         }
     }
 }
@@ -351,9 +379,7 @@ impl<'a> Intake<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Commit, Position};
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use crate::broker::Commit;
 
     /// Has one record, and counts how often it is asked.
     struct Scanty(Arc<AtomicUsize>);
@@ -363,7 +389,7 @@ mod tests {
             if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
                 events.push(Event::Assigned { partition: 0, offset: 0, metadata: String::new() });
                 let at = Position { topic: "t".into(), partition: 0, offset: 0 };
-                events.push(Event::Record(Record { at, key: None, value: None, timestamp_ms: None, attempt: None }));
+                events.push(Event::Record(Record::new(at, None, None)));
             }
             Ok(())
         }
@@ -380,7 +406,7 @@ mod tests {
     #[test]
     fn reading_goes_on_at_once_when_nothing_waits_any_more() {
         let (asked, shutdown) = (Arc::new(AtomicUsize::new(0)), Shutdown::default());
-        let mut intake = Intake::new(Box::new(Scanty(asked.clone())), 2, Until::default(), &shutdown);
+        let mut intake = Intake::new(Box::new(Scanty(asked.clone())), 2, Arc::default(), Until::default(), &shutdown);
         intake.read().unwrap();
         intake.next = intake.partitions.next(4096);
         assert!(intake.next.is_some());

@@ -16,6 +16,8 @@ use crate::ledger::{Admission, PartitionLedger};
 pub struct Partitions {
     ours: BTreeMap<i32, Partition>,
     running: BTreeSet<At>,
+    /// Records that are ours by themselves, and wait.
+    acquired: VecDeque<Record>,
     /// The partition whose turn it is, so that a long backlog in one does not hold up the others.
     turn: i32,
 }
@@ -91,6 +93,11 @@ impl Partitions {
         }
     }
 
+    /// Queues a record that is ours by itself.
+    pub fn acquire(&mut self, record: Record) {
+        self.acquired.push_back(record);
+    }
+
     /// What others run of our partition, and have run and reported.
     pub fn set_claims(&mut self, id: i32, running: &[i64], done: &[Range<i64>]) {
         let Some(partition) = self.ours.get_mut(&id).filter(|partition| !partition.leaving) else { return };
@@ -119,6 +126,10 @@ impl Partitions {
 
     /// The next record to start, from each partition in turn. `limit`: the characters of metadata a commit can take.
     pub fn next(&mut self, limit: usize) -> Option<Record> {
+        // One that runs here still, under a lock that was lost, waits for its end.
+        if let Some(index) = self.acquired.iter().position(|record| !self.running.contains(&record.place())) {
+            return self.acquired.remove(index);
+        }
         let from_turn = self.ours.range(self.turn..).map(|(&id, _)| id);
         let order: Vec<i32> = from_turn.chain(self.ours.range(..self.turn).map(|(&id, _)| id)).collect();
         for id in order {
@@ -133,12 +144,13 @@ impl Partitions {
 
     /// A thread has taken the record that [`next`](Self::next) gave.
     pub fn started(&mut self, record: &Record) {
-        self.running.insert((record.at.partition, record.at.offset));
+        self.running.insert(record.place());
     }
 
     /// A record that was started is done.
     pub fn settle(&mut self, at: At) -> Account {
         self.running.remove(&at);
+        self.acquired.retain(|record| record.place() != at);
         let Some(partition) = self.ours.get_mut(&at.0) else { return Account::Elsewhere };
         partition.dirty |= partition.ledger.settle_elsewhere(at.1..at.1.saturating_add(1));
         Account::Here
@@ -146,7 +158,7 @@ impl Partitions {
 
     /// A record that was handed over was not started. Where it is ours still, it waits again; elsewhere others have to know.
     pub fn put_back(&mut self, record: Record) -> Account {
-        let at = (record.at.partition, record.at.offset);
+        let at = record.place();
         self.running.remove(&at);
         let Some(partition) = self.ours.get_mut(&at.0).filter(|partition| !partition.leaving) else {
             return Account::Elsewhere;
@@ -162,6 +174,11 @@ impl Partitions {
         Account::Here
     }
 
+    /// A record that was started runs no more, and others may run it: it is nobody's account here.
+    pub fn lost(&mut self, at: At) {
+        self.running.remove(&at);
+    }
+
     /// What runs on our threads.
     pub fn running(&self) -> &BTreeSet<At> {
         &self.running
@@ -170,20 +187,24 @@ impl Partitions {
     /// How many records wait that could be started.
     pub fn waiting(&self, limit: usize) -> usize {
         let can_start = self.ours.values().filter(|partition| !partition.ledger.is_full(limit));
-        can_start.map(|partition| partition.queue.len() + partition.reclaimed.len()).sum()
+        can_start.map(|partition| partition.queue.len() + partition.reclaimed.len()).sum::<usize>()
+            + self.acquired.len()
     }
 
     /// How many records wait at all.
     pub fn unstarted(&self) -> usize {
-        self.ours.values().map(|partition| partition.queue.len() + partition.reclaimed.len()).sum()
+        let waiting = self.ours.values().map(|partition| partition.queue.len() + partition.reclaimed.len());
+        waiting.sum::<usize>() + self.acquired.len()
     }
 
-    /// Forgets what waits: it stays on the topic.
-    pub fn forget_waiting(&mut self) {
+    /// Forgets what waits: it stays on the topic. Returns the records that were ours by themselves.
+    pub fn forget_waiting(&mut self) -> Vec<At> {
+        let acquired = std::mem::take(&mut self.acquired).iter().map(Record::place).collect();
         for partition in self.ours.values_mut() {
             partition.queue.clear();
             partition.reclaimed.clear();
         }
+        acquired
     }
 
     /// The partitions of which no more is to be read for now: what is settled out of order fills the commit metadata.
@@ -258,7 +279,7 @@ mod tests {
 
     fn record(partition: i32, offset: i64) -> Record {
         let at = Position { topic: "t".into(), partition, offset };
-        Record { at, key: None, value: None, timestamp_ms: None, attempt: None }
+        Record::new(at, None, None)
     }
 
     fn with(records: &[At]) -> Partitions {

@@ -177,6 +177,8 @@ pub enum Reason {
     OutputLimit,
     /// The system would not start it.
     SpawnError,
+    /// It was delivered too often: each time whoever had it was gone before it ended.
+    Poison,
 }
 
 impl Reason {
@@ -191,7 +193,13 @@ impl Reason {
             Reason::Invalid => "invalid",
             Reason::OutputLimit => "output_limit",
             Reason::SpawnError => "spawn_error",
+            Reason::Poison => "poison",
         }
+    }
+
+    /// Whether nobody can run the record: a dead letter may be made of it.
+    pub fn is_unfit(self) -> bool {
+        matches!(self, Reason::Invalid | Reason::Poison)
     }
 }
 
@@ -257,11 +265,12 @@ struct Line<'a> {
     outcome: &'a Outcome,
 }
 
-/// The records to write for a finished command: its result and, where asked for and it was no command, a dead letter.
+/// The records to write for a finished command: its result and, where asked for and it can never be run, a dead letter.
 pub fn encode(finished: Finished, style: ResultStyle, dead_letter: bool) -> Vec<Outgoing> {
     let Finished { record: Record { at, key, value, .. }, outcome } = finished;
     let mut outgoing = Vec::with_capacity(1);
-    if dead_letter && outcome.reason == Reason::Invalid {
+    let unfit = outcome.reason.is_unfit();
+    if dead_letter && unfit {
         outgoing.push(dead_letter_of(&at, key.clone(), value, &outcome));
     }
     let (value, headers) = match style {
@@ -276,11 +285,11 @@ pub fn encode(finished: Finished, style: ResultStyle, dead_letter: bool) -> Vec<
             (outcome.state.as_str().into(), vec![(OUTCOME_HEADER, to_json(&outcome))])
         }
     };
-    outgoing.push(Outgoing { target: Target::Results, at, key, value: Some(value), headers });
+    outgoing.push(Outgoing { target: Target::Results, at, key, value: Some(value), headers, unfit });
     outgoing
 }
 
-/// A record that is no command, unchanged; its headers say why and whence.
+/// A record that can never be run, unchanged; its headers say why and whence.
 fn dead_letter_of(at: &Position, key: Option<Vec<u8>>, value: Option<Vec<u8>>, outcome: &Outcome) -> Outgoing {
     let headers = vec![
         ("airkafka-error", outcome.error.clone().unwrap_or_default().into_bytes()),
@@ -288,7 +297,7 @@ fn dead_letter_of(at: &Position, key: Option<Vec<u8>>, value: Option<Vec<u8>>, o
         ("airkafka-partition", at.partition.to_string().into_bytes()),
         ("airkafka-offset", at.offset.to_string().into_bytes()),
     ];
-    Outgoing { target: Target::DeadLetter, at: at.clone(), key, value, headers }
+    Outgoing { target: Target::DeadLetter, at: at.clone(), key, value, headers, unfit: true }
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {

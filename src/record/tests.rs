@@ -111,8 +111,7 @@ fn finished(reason: Reason) -> Finished {
         tail: "end".into(),
         error: None,
     };
-    let record =
-        Record { at, key: Some(b"\xffk".to_vec()), value: Some(b"{".to_vec()), timestamp_ms: None, attempt: None };
+    let record = Record::new(at, Some(b"\xffk".to_vec()), Some(b"{".to_vec()));
     Finished { record, outcome }
 }
 

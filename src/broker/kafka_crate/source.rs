@@ -239,13 +239,9 @@ impl KafkaSource {
         self.partitions.insert(id, Reading { offset: last.offset + 1, fetch_bytes: FETCH_BYTES });
         Ok(fetched
             .into_iter()
-            .map(|Fetched { offset, key, value }| Record {
-                at: self.at(id, offset),
+            .map(|Fetched { offset, key, value }| {
                 // The crate does not tell an empty key from none; Airflow's are never empty.
-                key: Some(key).filter(|key| !key.is_empty()),
-                value: Some(value),
-                timestamp_ms: None,
-                attempt: None,
+                Record::new(self.at(id, offset), Some(key).filter(|key| !key.is_empty()), Some(value))
             })
             .collect())
     }
@@ -341,7 +337,7 @@ impl From<&kafka::client::fetch::Message<'_>> for Fetched {
 
 impl Source for KafkaSource {
     fn poll(&mut self, wait: Duration, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
-        if !demand.want {
+        if demand.want == 0 {
             return Ok(());
         }
         let asked = Instant::now();

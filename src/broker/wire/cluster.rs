@@ -12,6 +12,7 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::MetadataResponse;
 use kafka_protocol::messages::{BrokerId, FindCoordinatorRequest, MetadataRequest};
 use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
 
 use super::conn::Connection;
 use super::dial::Dialer;
@@ -19,8 +20,8 @@ use super::errors::{self, Doing};
 use super::topic_name;
 use crate::error::{Error, Kind, Result};
 
-/// The newest Metadata by topic name alone.
-const METADATA: i16 = 9;
+/// The newest Metadata that is built here; from version 10 on it tells the topics' ids.
+const METADATA: i16 = 12;
 /// The newest FindCoordinator for one group at a time.
 const FIND_COORDINATOR: i16 = 3;
 
@@ -43,13 +44,21 @@ impl Purpose {
     }
 }
 
+/// A topic as it was last seen.
+struct Topic {
+    /// Nil where brokers do not tell (before 2.8).
+    id: Uuid,
+    /// The leader of each partition.
+    leaders: Vec<Option<i32>>,
+}
+
 /// The cluster as it was last seen.
 pub struct Cluster {
     dialer: Arc<Dialer>,
     bootstrap: Vec<String>,
     patience: Duration,
     brokers: BTreeMap<i32, String>,
-    topics: BTreeMap<String, Vec<Option<i32>>>,
+    topics: BTreeMap<String, Topic>,
     /// The connection such questions go over, once there is one.
     control: Option<Connection>,
     /// How many addresses were tried in vain since the last success.
@@ -95,7 +104,7 @@ impl Cluster {
                             *leader = led.then_some(partition.leader_id.0);
                         }
                     }
-                    self.topics.insert(name, leaders);
+                    self.topics.insert(name, Topic { id: topic.topic_id, leaders });
                 }
                 Some(code) => failure = Err(errors::explain(code, &Doing::new(purpose.operation(), "Topic", &name))),
             }
@@ -105,12 +114,27 @@ impl Cluster {
 
     /// How many partitions a topic has; 0 while it is not known.
     pub fn partition_count(&self, topic: &str) -> usize {
-        self.topics.get(topic).map_or(0, Vec::len)
+        self.topics.get(topic).map_or(0, |topic| topic.leaders.len())
     }
 
     /// The broker that leads a partition; `None`: not known, or nobody does.
     pub fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
-        *self.topics.get(topic)?.get(usize::try_from(partition).ok()?)?
+        *self.topics.get(topic)?.leaders.get(usize::try_from(partition).ok()?)?
+    }
+
+    /// The id of a topic.
+    pub fn topic_id(&self, topic: &str) -> Option<Uuid> {
+        self.topics.get(topic).map(|topic| topic.id).filter(|id| !id.is_nil())
+    }
+
+    /// The id of a broker.
+    pub fn any_broker(&self) -> Option<i32> {
+        self.brokers.keys().next().copied()
+    }
+
+    /// Until when an answer to what is asked now has to be there.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.patience
     }
 
     /// Opens a connection to a broker by its id.
@@ -118,7 +142,12 @@ impl Cluster {
         let address = self.brokers.get(&broker).ok_or_else(|| {
             Error::new(Kind::Unavailable, format!("broker {broker} is not in the cluster (any more)"))
         })?;
-        self.dialer.open(address, Instant::now() + self.patience)
+        self.dialer.open(address, self.deadline())
+    }
+
+    /// Says anew who we are, over a connection on which nothing is under way.
+    pub fn authenticate(&self, conn: &mut Connection) -> Result<()> {
+        self.dialer.authenticate(conn, self.deadline())
     }
 
     /// Which broker coordinates a group.
@@ -143,7 +172,7 @@ impl Cluster {
             Some(conn) => conn,
             None => self.open_any()?,
         };
-        let answer = question(&mut conn, Instant::now() + self.patience);
+        let answer = question(&mut conn, self.deadline());
         match &answer {
             Ok(_) => {
                 self.tried = 0;
@@ -163,7 +192,7 @@ impl Cluster {
         let mut failure = None;
         for _ in 0..addresses.len() {
             let address = addresses[self.tried % addresses.len()];
-            match self.dialer.open(address, Instant::now() + self.patience) {
+            match self.dialer.open(address, self.deadline()) {
                 Ok(conn) => return Ok(conn),
                 Err(e) => {
                     self.tried += 1;

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::guard::Guarded;
 use super::stream::Stream;
+use crate::broker::waker::Waker;
 use crate::error::{Error, Kind, Result, os_text};
 
 /// The largest response that is believed: far above what we ask for, far below what would hurt.
@@ -39,6 +40,7 @@ pub struct Connection {
     /// Whether a whole frame has come: then the other side does speak it.
     spoken: bool,
     versions: BTreeMap<i16, VersionRange>,
+    features: BTreeMap<String, i16>,
     next_id: i32,
     /// Requests whose response has not come, in the order they were sent, which is that of the responses.
     awaited: VecDeque<Awaited>,
@@ -69,6 +71,7 @@ impl Connection {
             foreign: false,
             spoken: false,
             versions: BTreeMap::new(),
+            features: BTreeMap::new(),
             next_id: 1,
             awaited: VecDeque::new(),
             inbox: BytesMut::new(),
@@ -81,9 +84,15 @@ impl Connection {
         &self.peer
     }
 
-    /// Which versions the broker serves, by API key; told once, by who opens the connection.
-    pub fn set_versions(&mut self, versions: BTreeMap<i16, VersionRange>) {
-        self.versions = versions;
+    /// Which versions the broker serves, by API key, and which features the cluster has at which level, by name; told once,
+    /// by who opens the connection.
+    pub fn set_versions(&mut self, versions: BTreeMap<i16, VersionRange>, features: BTreeMap<String, i16>) {
+        (self.versions, self.features) = (versions, features);
+    }
+
+    /// The level of a feature in this cluster (KIP-584), if it has it.
+    pub fn feature(&self, name: &str) -> Option<i16> {
+        self.features.get(name).copied()
     }
 
     /// The newest version of a request, up to `newest`, that both sides know. An error names the API.
@@ -156,13 +165,18 @@ impl Connection {
     /// Whether it can be used for another request: it was in use lately (or may be closed on the other side), and what it
     /// has authenticated with still holds.
     pub fn is_fresh(&self) -> bool {
-        let holds = self.usable_until.is_none_or(|until| Instant::now() < until);
-        !self.awaited.is_empty() || (holds && self.heard.elapsed() < self.max_idle)
+        !self.awaited.is_empty() || (!self.is_expiring() && self.heard.elapsed() < self.max_idle)
     }
 
-    /// From `until` on another connection is to be used: the broker ends the session of this one soon after (KIP-368).
-    pub fn use_until(&mut self, until: Instant) {
-        self.usable_until = Some(until);
+    /// Whether what it has authenticated with is about to run out: another connection is to be used, or this one is to be
+    /// authenticated anew.
+    pub fn is_expiring(&self) -> bool {
+        self.usable_until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Until when, for the broker ends the connection soon after (KIP-368); `None`: there is no end.
+    pub fn use_until(&mut self, until: Option<Instant>) {
+        self.usable_until = until;
     }
 
     /// Whether the other side has sent what is not Kafka's protocol.
@@ -337,7 +351,15 @@ impl AsFd for Connection {
 
 /// Waits until one of the connections may have something to read, or until `deadline`.
 pub fn wait_readable(connections: &[&Connection], deadline: Instant) {
-    let fds: Vec<BorrowedFd<'_>> = connections.iter().map(|connection| connection.as_fd()).collect();
+    wait_all(connections.iter().map(|connection| connection.as_fd()).collect(), deadline);
+}
+
+/// The same, or until the bell rings.
+pub fn wait_readable_or(connections: &[&Connection], bell: &Waker, deadline: Instant) {
+    wait_all(connections.iter().map(|connection| connection.as_fd()).chain([bell.as_fd()]).collect(), deadline);
+}
+
+fn wait_all(fds: Vec<BorrowedFd<'_>>, deadline: Instant) {
     let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     wait(&mut polled, deadline);
 }
@@ -363,7 +385,8 @@ fn skip_tags(bytes: &mut Bytes) -> Option<()> {
     Some(())
 }
 
-fn varint(bytes: &mut Bytes) -> Option<u32> {
+/// An unsigned varint.
+pub fn varint(bytes: &mut Bytes) -> Option<u32> {
     let mut value = 0;
     for shift in (0..35).step_by(7) {
         let byte = bytes.try_get_u8().ok()?;

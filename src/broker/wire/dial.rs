@@ -68,16 +68,19 @@ impl Dialer {
                 conn.call(0, &ApiVersionsRequest::default(), deadline).map_err(|e| self.explain(e, address))?
             }
         };
-        conn.set_versions(versions(&response, &conn)?);
-        if let Some(sasl) = &self.sasl {
-            let before = self.authenticated.load(Ordering::Relaxed);
-            let lifetime = sasl::authenticate(&mut conn, sasl, before, deadline)?;
-            self.authenticated.store(true, Ordering::Relaxed);
-            if let Some(lifetime) = lifetime {
-                conn.use_until(Instant::now() + lifetime.mul_f64(OF_LIFETIME));
-            }
-        }
+        conn.set_versions(versions(&response, &conn)?, features(&response));
+        self.authenticate(&mut conn, deadline)?;
         Ok(conn)
+    }
+
+    /// Says who we are, for the first time or anew (KIP-368); nothing may be under way.
+    pub fn authenticate(&self, conn: &mut Connection, deadline: Instant) -> Result<()> {
+        let Some(sasl) = &self.sasl else { return Ok(()) };
+        let before = self.authenticated.load(Ordering::Relaxed);
+        let lifetime = sasl::authenticate(conn, sasl, before, deadline)?;
+        self.authenticated.store(true, Ordering::Relaxed);
+        conn.use_until(lifetime.map(|lifetime| Instant::now() + lifetime.mul_f64(OF_LIFETIME)));
+        Ok(())
     }
 
     fn connect(&self, address: &str, deadline: Instant) -> Result<Connection> {
@@ -128,4 +131,9 @@ fn versions(response: &ApiVersionsResponse, conn: &Connection) -> Result<BTreeMa
     let ranges =
         response.api_keys.iter().map(|api| (api.api_key, VersionRange { min: api.min_version, max: api.max_version }));
     Ok(ranges.collect())
+}
+
+fn features(response: &ApiVersionsResponse) -> BTreeMap<String, i16> {
+    let features = response.finalized_features.iter();
+    features.map(|feature| (feature.name.to_string(), feature.max_version_level)).collect()
 }

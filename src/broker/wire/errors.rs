@@ -70,3 +70,8 @@ pub fn explain(code: ResponseError, doing: &Doing<'_>) -> Error {
         code => error(Kind::Unavailable, &format!("{operation}: the broker answers {code:?} ({})", code.code())),
     }
 }
+
+/// The error for a partition that nobody leads.
+pub fn no_leader(topic: &str, partition: i32) -> Error {
+    Error::new(Kind::Unavailable, format!("{topic}-{partition} has no leader"))
+}

@@ -9,23 +9,21 @@ use std::time::{Duration, Instant};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
-use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::{BrokerId, FetchRequest, ListOffsetsRequest};
+use kafka_protocol::messages::{BrokerId, FetchRequest};
 
 use super::cluster::Cluster;
 use super::conn::Connection;
+use super::ends;
 use super::errors::{self, Doing};
 use super::records::{self, Aborted, Batches};
 use super::{millis, topic_name};
 use crate::broker::outage::Outage;
 use crate::config::client::Isolation;
 use crate::config::{self, StartFrom};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// The newest Fetch by topic name.
 const FETCH: i16 = 12;
-/// The newest ListOffsets that asks for one offset by its meaning.
-const LIST_OFFSETS: i16 = 5;
 
 /// How much longer than its long poll a Fetch may be silent; a large answer on a slow line is not silent.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,7 +47,7 @@ pub struct Settings {
 
 impl Settings {
     /// Those for `topic`, by the properties of `config`.
-    pub fn new(config: &config::Kafka, topic: &str) -> Settings {
+    pub fn of(config: &config::Kafka, topic: &str) -> Settings {
         let settings = &config.settings;
         Settings {
             topic: topic.to_string(),
@@ -205,45 +203,24 @@ impl Fetchers {
 
     /// The first, or the next, offset of each of these partitions.
     pub fn ends(&self, cluster: &Cluster, partitions: &BTreeSet<i32>, end: StartFrom) -> Result<BTreeMap<i32, i64>> {
-        self.offsets_at(cluster, partitions, if end == StartFrom::Earliest { -2 } else { -1 })
+        let Settings { topic, read_committed, patience, .. } = &self.settings;
+        ends::ask(cluster, topic, partitions, end, *read_committed, *patience)
     }
 
-    /// The first offset of each of these partitions whose record was written at `timestamp` (in milliseconds since the epoch)
-    /// or later; -1 where there is none.
-    pub fn offsets_at(
+    /// The first offset of each of these partitions whose record was written at `timestamp_ms` (since the epoch) or later; -1
+    /// where there is none.
+    pub fn since(
         &self,
         cluster: &Cluster,
         partitions: &BTreeSet<i32>,
-        timestamp: i64,
+        timestamp_ms: i64,
     ) -> Result<BTreeMap<i32, i64>> {
-        let mut by_leader: BTreeMap<i32, Vec<ListOffsetsPartition>> = BTreeMap::new();
-        for &partition in partitions {
-            let leader = cluster.leader(&self.settings.topic, partition).ok_or_else(|| self.no_leader(partition))?;
-            let asked = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(timestamp);
-            by_leader.entry(leader).or_default().push(asked.with_current_leader_epoch(-1));
-        }
-        let mut ends = BTreeMap::new();
-        for (leader, asked) in by_leader {
-            let mut conn = cluster.open(leader)?;
-            let topic = ListOffsetsTopic::default().with_name(topic_name(&self.settings.topic)).with_partitions(asked);
-            let request = ListOffsetsRequest::default()
-                .with_replica_id(BrokerId(-1))
-                .with_isolation_level(self.settings.read_committed.into()) // what is not committed is not read
-                .with_topics(vec![topic]);
-            let version = conn.version::<ListOffsetsRequest>(LIST_OFFSETS)?;
-            let response = conn.call(version, &request, Instant::now() + self.settings.patience)?;
-            for partition in response.topics.iter().flat_map(|topic| &topic.partitions) {
-                if let Some(code) = ResponseError::try_from_code(partition.error_code) {
-                    return Err(errors::explain(code, &Doing::new("Describe", "Topic", &self.settings.topic)));
-                }
-                ends.insert(partition.partition_index, partition.offset);
-            }
-        }
-        Ok(ends)
+        let Settings { topic, read_committed, patience, .. } = &self.settings;
+        ends::ask(cluster, topic, partitions, ends::Wanted::Since(timestamp_ms), *read_committed, *patience)
     }
 
     fn no_leader(&self, partition: i32) -> Error {
-        Error::new(Kind::Unavailable, format!("{}-{partition} has no leader", self.settings.topic))
+        errors::no_leader(&self.settings.topic, partition)
     }
 }
 

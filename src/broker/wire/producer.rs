@@ -229,7 +229,14 @@ mod tests {
     fn outgoing(offset: i64, value: usize) -> Outgoing {
         let at = Position { topic: "t".into(), partition: 0, offset };
         let headers = vec![("h", b"v".to_vec())];
-        Outgoing { target: Target::Results, at, key: Some(vec![1]), value: Some(vec![b'x'; value]), headers }
+        Outgoing {
+            target: Target::Results,
+            at,
+            key: Some(vec![1]),
+            value: Some(vec![b'x'; value]),
+            headers,
+            unfit: false,
+        }
     }
 
     fn place(out: &Outgoing) -> Place {

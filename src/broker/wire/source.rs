@@ -13,8 +13,9 @@ use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::fetch::{self, Came, Fetchers};
 use super::group::{self, Change, Group};
+use super::in_short;
 use crate::broker::outage::Outage;
-use crate::broker::{Commit, Demand, Event, Position, Record, Source, reading};
+use crate::broker::{At, Commit, Demand, Event, Position, Record, Source, reading};
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{self, runs::Runs};
@@ -63,14 +64,10 @@ impl WireSource {
     /// Connects, finds the topic, and begins to join the group.
     pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>) -> Result<WireSource> {
         let settings = &config.settings;
-        let mut cluster = Cluster::new(
-            dialer,
-            config.brokers.clone(),
-            settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10)),
-        );
+        let mut cluster = Cluster::new(dialer, config.brokers.clone(), group::patience(settings));
         cluster.refresh(&[&config.topic], Purpose::Read)?;
-        let group = Group::new(group::Settings::new(config));
-        let fetchers = Fetchers::new(fetch::Settings::new(config, &config.topic));
+        let group = Group::new(group::Settings::of(config));
+        let fetchers = Fetchers::new(fetch::Settings::of(config, &config.topic));
         let now = Instant::now();
         Ok(WireSource {
             topic: config.topic.as_str().into(),
@@ -101,7 +98,7 @@ impl WireSource {
         self.work_group(demand, events)?;
         self.refresh_if_stale();
         let mut came = Vec::new();
-        if demand.want {
+        if demand.want > 0 {
             let leaderless = self.fetchers.send(&self.cluster, demand.paused)?;
             self.note_leaderless(leaderless);
             let received = self.fetchers.receive(&mut came);
@@ -282,6 +279,7 @@ impl WireSource {
                         value: fetched.value.map(Into::into),
                         timestamp_ms: fetched.timestamp_ms,
                         attempt: None,
+                        lock: None,
                     };
                     queues.push(batches.records.into_iter().map(record).collect());
                 }
@@ -349,7 +347,7 @@ impl Source for WireSource {
             if !events.is_empty() || Instant::now() >= deadline {
                 return Ok(());
             }
-            self.wait(deadline, demand.want);
+            self.wait(deadline, demand.want > 0);
         }
     }
 
@@ -376,7 +374,7 @@ impl Source for WireSource {
         self.done.entry(partition).or_default().insert(offsets);
     }
 
-    fn not_running(&mut self) {
+    fn not_running(&mut self, _at: At) {
         self.group.rejoin();
     }
 
@@ -421,20 +419,4 @@ impl Source for WireSource {
         }
         self.group.leave(&mut self.cluster).map(|()| true)
     }
-}
-
-/// Partitions in short: `0-3,7`.
-fn in_short(partitions: &BTreeSet<i32>) -> String {
-    let mut runs: Vec<(i32, i32)> = Vec::new();
-    for &partition in partitions {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == partition => *end = partition,
-            _ => runs.push((partition, partition)),
-        }
-    }
-    let runs: Vec<String> = runs
-        .iter()
-        .map(|(start, end)| if start == end { start.to_string() } else { format!("{start}-{end}") })
-        .collect();
-    if runs.is_empty() { "none".into() } else { runs.join(",") }
 }

@@ -1,4 +1,4 @@
-//! Whether the group is one that workers can join.
+//! Whether the group is one that workers can join, of which kind it is, and what that means for them.
 
 use std::time::Instant;
 
@@ -9,12 +9,15 @@ use kafka_protocol::protocol::StrBytes;
 
 use super::Report;
 use crate::broker::wire::assignor::PROTOCOL;
-use crate::broker::wire::cluster::Cluster;
+use crate::broker::wire::cluster::{Cluster, Purpose};
 use crate::broker::wire::conn::Connection;
 use crate::broker::wire::errors::{self, Doing};
+use crate::broker::wire::kind;
+use crate::broker::wire::share::setup::GroupFacts;
+use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::hand::Reach;
-use crate::hand::view::Operation;
+use crate::hand::view::{Operation, View};
 
 /// The newest DescribeGroups that says of a group that is not there that it is dead.
 const DESCRIBE_GROUPS: i16 = 5;
@@ -24,37 +27,74 @@ const WITH_RIGHTS: i16 = 3;
 const LIST_GROUPS: i16 = 5;
 
 /// Checks it.
-pub fn check(reach: &Reach, cluster: &mut Cluster, report: &mut Report) -> Result<()> {
-    let group = &reach.kafka.group;
-    let what = format!("group {group}");
+pub fn check(reach: &Reach, config: &Config, cluster: &mut Cluster, view: &View, report: &mut Report) -> Result<()> {
+    let kafka = reach.kafka;
+    let what = format!("group {}", kafka.group);
+    let partitions = view.partition_count(&kafka.topic);
     let found = reach.patiently("finding the group's coordinator", || {
-        let coordinator = cluster.find_coordinator(group)?;
+        let coordinator = cluster.find_coordinator(&kafka.group)?;
         let mut conn = cluster.open(coordinator)?;
-        Ok((kind(&mut conn, reach)?, describe(&mut conn, reach)?))
+        let (listed, described) = (listed(&mut conn, reach)?, describe(&mut conn, reach)?);
+        if partitions == 0 {
+            return Ok((listed, described, None)); // which kind suits depends on what is committed in the topic
+        }
+        cluster.refresh(&[&kafka.topic], Purpose::Read)?;
+        kind::choose(kafka, cluster).map(|choice| (listed, described, Some(choice)))
     });
-    let (kind, described) = match found {
+    let (listed, described, choice) = match found {
         Ok(found) => found,
         Err(e) if e.kind() == Kind::Refused => {
-            return report.problem(&what, e.without(&what), &reach.grant("Read", "group", group));
+            return report.problem(&what, e.without(&what), &reach.grant("Read", "group", &kafka.group));
         }
         Err(e) => return report.error(&what, &e),
     };
     if !Operation::Read.is_in(described.authorized_operations) {
-        report.problem(&what, "operation Read is not authorised", &reach.grant("Read", "group", group))?;
+        report.problem(&what, "operation Read is not authorised", &reach.grant("Read", "group", &kafka.group))?;
     }
-    let members = reach.tool("kafka-consumer-groups", &format!("--describe --members --group '{group}'"));
-    let kind = kind.map(|kind| kind.to_lowercase());
-    match kind.as_deref() {
-        // The place for what there is to say of a share group: its kind, and whether locks can be renewed (KIP-1222).
-        Some(other) if other != "classic" => {
-            let told = format!("is of the kind {other}: workers join groups of the kind classic");
-            report.problem(&what, &told, "give another --group")
+    let share = choice.as_ref().and_then(|choice| choice.share.as_ref());
+    if let Some(choice) = &choice {
+        let kind = if share.is_some() { "a share group" } else { "a consumer group" };
+        report.ok(&what, &format!("a worker would take part as in {kind} ({})", choice.why))?;
+    }
+    let wanted = if share.is_some() { "share" } else { "classic" };
+    match &listed {
+        Some((kind, _)) if choice.is_some() && kind != wanted => {
+            let told = format!("is of the kind {kind}, and such a worker joins groups of the kind {wanted}");
+            report.problem(&what, &told, "give another --group or another --group-type")?;
         }
-        _ => classic(&what, &described, &members, report),
+        Some((kind, state)) if kind == "share" => report.ok(&what, &format!("is a share group, {state}"))?,
+        None if share.is_some() => report.ok(&what, "is new: it would start as --from says")?,
+        _ => classic(&what, &described, reach, report)?,
+    }
+    match share {
+        Some(facts) => deliveries(&what, facts, config.exec.max_deliveries, report),
+        None if partitions > 0 => workers(reach, partitions, config.threads.get(), report),
+        None => Ok(()),
     }
 }
 
-fn classic(what: &str, described: &DescribedGroup, members: &str, report: &mut Report) -> Result<()> {
+/// A share group shares records; what limits it is how often one is delivered.
+fn deliveries(what: &str, facts: &GroupFacts, max: u32, report: &mut Report) -> Result<()> {
+    let told = format!("locks can be renewed; a record is delivered {} times at the most", facts.deliveries);
+    if max <= facts.deliveries {
+        return report.ok(what, &told);
+    }
+    let told = format!("{told}, and then dropped unreported: --max-deliveries is {max}");
+    report.warn(what, &told, &format!("give --max-deliveries {}", facts.deliveries))
+}
+
+/// Threads run beyond the partitions; it is the number of workers of a consumer group that they limit.
+fn workers(reach: &Reach, count: usize, threads: usize, report: &mut Report) -> Result<()> {
+    let told = format!("{count} for {threads} thread(s) here; up to {count} worker(s) of a consumer group share them");
+    if count > 1 {
+        return report.ok("partitions", &told);
+    }
+    let rest = format!("--alter --topic '{}' --partitions {}", reach.kafka.topic, threads.max(4));
+    let told = format!("{told}, and a second one would stand by");
+    report.warn("partitions", &told, &reach.tool("kafka-topics", &rest))
+}
+
+fn classic(what: &str, described: &DescribedGroup, reach: &Reach, report: &mut Report) -> Result<()> {
     let count = described.members.len();
     match described.group_state.as_str() {
         "Dead" => report.ok(what, "is new: it would start as --from says"),
@@ -62,20 +102,22 @@ fn classic(what: &str, described: &DescribedGroup, members: &str, report: &mut R
         state if count > 0 && !described.protocol_data.is_empty() && described.protocol_data.as_str() != PROTOCOL => {
             let told =
                 format!("{count} member(s) ({state}) that are no airkafka-worker: a worker would refuse to start");
+            let rest = format!("--describe --members --group '{}'", reach.kafka.group);
+            let members = reach.tool("kafka-consumer-groups", &rest);
             report.problem(what, &told, &format!("{members}  # stop them, or give another --group"))
         }
         state => report.ok(what, &format!("{count} worker(s), {state}")),
     }
 }
 
-/// Of which kind the group is; `None`: it is not there, or the broker knows one kind alone.
-fn kind(conn: &mut Connection, reach: &Reach) -> Result<Option<String>> {
+/// Kind and state of the group; `None`: it is not there, or the broker knows one kind alone.
+fn listed(conn: &mut Connection, reach: &Reach) -> Result<Option<(String, String)>> {
     if conn.version::<ListGroupsRequest>(LIST_GROUPS)? < LIST_GROUPS {
         return Ok(None);
     }
     let response = conn.call(LIST_GROUPS, &ListGroupsRequest::default(), Instant::now() + reach.patience())?;
     let group = response.groups.iter().find(|group| group.group_id.0.as_str() == reach.kafka.group);
-    Ok(group.map(|group| group.group_type.to_string()))
+    Ok(group.map(|group| (group.group_type.to_lowercase(), group.group_state.to_string())))
 }
 
 fn describe(conn: &mut Connection, reach: &Reach) -> Result<DescribedGroup> {

@@ -30,9 +30,9 @@ pub fn run(reach: &Reach, config: &Config, asked: &Doctor, out: &mut Out) -> Res
             Err(e) => report.error("cluster", &e)?,
             Ok(view) => {
                 brokers::advertised(reach, &view, &mut report)?;
-                let there = topics::check(reach, &view, asked, config.threads.get(), &mut report)?;
+                let there = topics::check(reach, &view, asked, &mut report)?;
                 settings::check(reach, &mut cluster, &view, &there, &mut report)?;
-                group::check(reach, &mut cluster, &mut report)?;
+                group::check(reach, config, &mut cluster, &view, &mut report)?;
             }
         }
     }

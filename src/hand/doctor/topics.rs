@@ -40,13 +40,7 @@ impl Use {
 }
 
 /// Checks each; returns those that are there.
-pub fn check(
-    reach: &Reach,
-    view: &View,
-    asked: &Doctor,
-    threads: usize,
-    report: &mut Report,
-) -> Result<Vec<(Use, String)>> {
+pub fn check(reach: &Reach, view: &View, asked: &Doctor, report: &mut Report) -> Result<Vec<(Use, String)>> {
     let kafka = reach.kafka;
     let mut topics = vec![(Use::Commands, kafka.topic.clone()), (Use::Results, kafka.results_topic.clone())];
     topics.extend(kafka.dead_letter_topic.clone().map(|name| (Use::DeadLetters, name)));
@@ -63,9 +57,6 @@ pub fn check(
             Topic::There(topic) => {
                 replicas(reach, &what.of(&name), &name, topic, report)?;
                 rights(reach, what, &name, topic, report)?;
-                if what == Use::Commands {
-                    partitions(reach, &name, topic.partitions.len(), threads, report)?;
-                }
                 there.push((what, name));
             }
         }
@@ -95,17 +86,4 @@ fn rights(reach: &Reach, what: Use, name: &str, topic: &MetadataResponseTopic, r
     }
     let told = format!("operation {} is not authorised", operation.name());
     report.problem(&what.of(name), &told, &reach.grant(operation.name(), "topic", name))
-}
-
-/// Threads run beyond the partitions; it is the number of workers that they limit.
-fn partitions(reach: &Reach, name: &str, count: usize, threads: usize, report: &mut Report) -> Result<()> {
-    let told = format!(
-        "{count} partition(s): up to {count} worker(s) of a consumer group share it, with {threads} thread(s) here"
-    );
-    if count > 1 {
-        return report.ok("partitions", &told);
-    }
-    let wanted = threads.max(4);
-    let fix = reach.tool("kafka-topics", &format!("--alter --topic '{name}' --partitions {wanted}"));
-    report.warn("partitions", &format!("{told}; a second worker would stand by"), &fix)
 }

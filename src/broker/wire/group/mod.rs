@@ -57,8 +57,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Those of `config`.
-    pub fn new(config: &config::Kafka) -> Settings {
+    /// As configured.
+    pub fn of(config: &config::Kafka) -> Settings {
         let settings = &config.settings;
         Settings {
             group: config.group.clone(),
@@ -69,6 +69,11 @@ impl Settings {
             patience: settings.request_timeout.min(settings.session_timeout / 3),
         }
     }
+}
+
+/// How long the cluster may take to answer what a member waits for.
+pub fn patience(settings: &config::client::Settings) -> Duration {
+    settings.request_timeout.min(settings.session_timeout / 4).min(Duration::from_secs(10))
 }
 
 /// What has changed.

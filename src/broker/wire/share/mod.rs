@@ -1,0 +1,611 @@
+//! Records of a topic for a member of a share group (KIP-932): each is acquired by itself, kept by renewing its lock while
+//! its command runs (KIP-1222), and accepted when its result is acknowledged.
+//!
+//! From the bottom up: `session` (one with each leader), `locks` (what is ours, pure), `member` (which partitions to fetch
+//! from), `setup` (the group's settings); this puts them together. It asks for no more records than there are idle threads.
+
+mod locks;
+mod member;
+mod session;
+pub mod setup;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use kafka_protocol::ResponseError;
+use log::{debug, error, info, warn};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::cluster::{Cluster, Purpose};
+use super::conn::{Connection, wait_readable_or};
+use super::dial::Dialer;
+use super::errors::{self, Doing};
+use super::{ends, in_short, records};
+use crate::broker::outage::Outage;
+use crate::broker::waker::Waker;
+use crate::broker::{At, Commit, Demand, Event, Position, Record, Source};
+use crate::config::{self, StartFrom};
+use crate::error::{Error, Kind, Result};
+use crate::record::show_key;
+use locks::{Acquired, Answer, Answers, Locks, Lost};
+use member::Member;
+pub use session::VERSION;
+use session::{Identity, Limits, Part, Reply, Session};
+
+/// How long a lock lasts as long as no leader has said: Kafka's default.
+const LOCK_TIME: Duration = Duration::from_secs(30);
+/// How long a fetch may wait at the leader while we hold locks: answers wait behind it.
+const BUSY_WAIT: Duration = Duration::from_millis(100);
+/// How much longer than its wait an answer may take. Locks are renewed over the same connection.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait after a leader has refused something that will pass.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often, at most, the cluster is asked again who leads.
+const REFRESH_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether a command that runs long holds up its partition.
+const WINDOW_LOOK: Duration = Duration::from_secs(10);
+/// From this part of the window on it is said.
+const WINDOW_FULL: f64 = 0.75;
+/// How many fetches in a row have to bring nothing until nothing is there: the first may come before the leader is ready.
+const READ_ALL: u32 = 2;
+
+/// A member of a share group.
+pub struct ShareSource {
+    topic: Arc<str>,
+    who: Identity,
+    cluster: Cluster,
+    member: Member,
+    leaders: BTreeMap<i32, Leader>,
+    /// Which leader a partition was last dealt with by.
+    routes: BTreeMap<i32, i32>,
+    locks: Locks,
+    /// The keys of the records that are locked, for messages.
+    keys: BTreeMap<At, Option<Vec<u8>>>,
+    waker: Arc<Waker>,
+    settings: Settings,
+    group_outage: Outage,
+    group_retry_at: Instant,
+    /// Who leads is to be asked, and not before the time given.
+    stale: Option<Instant>,
+    refreshed: Instant,
+    window_at: Instant,
+    /// The command that was said to hold up its partition.
+    told_window: BTreeSet<At>,
+    /// Records whose batch cannot be read, as was said.
+    corrupt: BTreeSet<At>,
+}
+
+/// How to read.
+#[derive(Clone, Debug)]
+struct Settings {
+    long_poll: Duration,
+    bytes: i32,
+    metadata_max_age: Duration,
+    /// Records that can be locked behind the oldest one of a partition.
+    window: i64,
+}
+
+/// One leader.
+struct Leader {
+    session: Option<Session>,
+    retry_at: Instant,
+    outage: Outage,
+    /// When it was last asked for records.
+    asked_at: Instant,
+    /// How many fetches in a row have brought nothing.
+    dry: u32,
+}
+
+impl ShareSource {
+    /// Finds the topic, and begins to join the group.
+    pub fn connect(config: &config::Kafka, dialer: Arc<Dialer>, group: &setup::GroupFacts) -> Result<ShareSource> {
+        let settings = &config.settings;
+        let patience = settings.request_timeout.min(PATIENCE);
+        let mut cluster = Cluster::new(dialer, config.brokers.clone(), patience);
+        cluster.refresh(&[&config.topic], Purpose::Read)?;
+        let member = new_member_id()?;
+        let now = Instant::now();
+        Ok(ShareSource {
+            topic: config.topic.as_str().into(),
+            who: Identity {
+                group: config.group.clone(),
+                member: member.clone(),
+                topic: cluster.topic_id(&config.topic).unwrap_or_default(),
+            },
+            cluster,
+            member: Member::new(config.group.clone(), config.topic.clone(), member, patience),
+            leaders: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            locks: Locks::new(LOCK_TIME),
+            keys: BTreeMap::new(),
+            waker: Arc::new(Waker::new()?),
+            settings: Settings {
+                long_poll: settings.fetch_max_wait,
+                bytes: settings.fetch_max_bytes,
+                metadata_max_age: settings.metadata_max_age,
+                window: group.window,
+            },
+            group_outage: Outage::new("taking part in the share group"),
+            group_retry_at: now,
+            stale: None,
+            refreshed: now,
+            window_at: now + WINDOW_LOOK,
+            told_window: BTreeSet::new(),
+            corrupt: BTreeSet::new(),
+        })
+    }
+
+    /// Everything that can be done without waiting.
+    fn work(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        self.work_group()?;
+        self.refresh_if_stale();
+        self.find_routes();
+        let mut wanted = demand.want;
+        for leader in self.leaders.keys().copied().collect::<Vec<_>>() {
+            self.receive(leader, &mut wanted, events)?;
+        }
+        self.ask(wanted)?;
+        self.watch_window();
+        Ok(())
+    }
+
+    fn work_group(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if now < self.group_retry_at {
+            return Ok(());
+        }
+        match self.member.drive(&mut self.cluster) {
+            Ok(changed) => {
+                self.group_outage.over(now);
+                if changed && let Some(assigned) = self.member.assigned() {
+                    info!(
+                        "share group {}: reading partition(s) {} of {}",
+                        self.who.group,
+                        in_short(assigned),
+                        self.topic
+                    );
+                }
+            }
+            Err(e) if e.is_transient() => {
+                let pause = self.group_outage.failed(&e, now);
+                self.group_retry_at = now + if e.kind() == Kind::Later { REFRESH_PAUSE } else { pause };
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    fn refresh_if_stale(&mut self) {
+        let now = Instant::now();
+        if self.refreshed + self.settings.metadata_max_age <= now {
+            self.stale.get_or_insert(now);
+        }
+        if self.stale.is_none_or(|at| now < at) {
+            return;
+        }
+        self.refreshed = now;
+        self.stale = match self.cluster.refresh(&[&self.topic], Purpose::Read) {
+            Ok(()) => None,
+            Err(e) => {
+                debug!("{e}"); // whoever cannot do without will say so
+                Some(now + 5 * REFRESH_PAUSE)
+            }
+        };
+        let topic = self.cluster.topic_id(&self.topic).unwrap_or(self.who.topic);
+        if topic != self.who.topic {
+            warn!("topic {} was made anew; what was locked in the old one is gone with it", self.topic);
+            self.who.topic = topic;
+            for leader in self.leaders.keys().copied().collect::<Vec<_>>() {
+                self.forget_session(leader);
+            }
+        }
+    }
+
+    /// Where each partition has moved to another leader, its locks stay behind.
+    fn find_routes(&mut self) {
+        let assigned = self.member.assigned().into_iter().flatten().copied();
+        let partitions: BTreeSet<i32> = assigned.chain(self.locks.partitions()).collect();
+        for partition in partitions {
+            let Some(leader) = self.cluster.leader(&self.topic, partition) else {
+                self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+                continue;
+            };
+            if self.routes.insert(partition, leader).is_some_and(|before| before != leader) {
+                self.locks.doubt(partition);
+            }
+            let now = Instant::now();
+            self.leaders.entry(leader).or_insert_with(|| Leader {
+                session: None,
+                retry_at: now,
+                outage: Outage::new("reading"),
+                asked_at: now,
+                dry: 0,
+            });
+        }
+    }
+
+    /// The partitions that a leader leads, of which locks are ours or records are wanted.
+    fn led_by(&self, leader: i32) -> BTreeSet<i32> {
+        self.routes.iter().filter(|(_, led_by)| **led_by == leader).map(|(&partition, _)| partition).collect()
+    }
+
+    fn receive(&mut self, id: i32, wanted: &mut usize, events: &mut Vec<Event>) -> Result<()> {
+        let Some(session) = self.leaders.get_mut(&id).and_then(|leader| leader.session.as_mut()) else { return Ok(()) };
+        match session.receive(PATIENCE) {
+            Ok(None) => Ok(()),
+            Ok(Some(reply)) => self.take(id, reply, wanted, events),
+            Err(e) => self.broken(id, e),
+        }
+    }
+
+    /// Makes of a leader's answer what it means.
+    fn take(&mut self, id: i32, reply: Reply, wanted: &mut usize, events: &mut Vec<Event>) -> Result<()> {
+        if let Some(code) = reply.error {
+            let e = match code {
+                ResponseError::ShareSessionNotFound | ResponseError::InvalidShareSessionEpoch => {
+                    Error::new(Kind::Later, format!("broker {id}: the share session is gone ({code:?})"))
+                }
+                code => errors::explain(code, &Doing::new("Read", "Group", &self.who.group)),
+            };
+            return self.broken(id, e);
+        }
+        let now = Instant::now();
+        if let Some(lock_time) = reply.lock_time {
+            self.locks.set_lock_time(lock_time);
+        }
+        let mut trouble = None;
+        for (&partition, answers) in &reply.answers {
+            match reply.partitions.get(&partition).and_then(|part| part.answer_error) {
+                None => {
+                    self.locks.acknowledged(partition, answers, reply.sent);
+                    debug_renewals(&self.topic, partition, answers);
+                }
+                Some(ResponseError::InvalidRecordState) => {
+                    if let Some(lost) = self.locks.refused(partition, answers) {
+                        self.lost(lost, "its time was over");
+                    }
+                }
+                Some(code) => {
+                    self.locks.unanswered(&[(partition, answers.clone())].into());
+                    trouble = Some(code);
+                }
+            }
+        }
+        let is_fetch = reply.asked_for > 0;
+        let mut came = 0;
+        for (partition, part) in reply.partitions {
+            match part.fetch_error {
+                None => came += self.acquire(partition, part, reply.sent, wanted, events),
+                code => trouble = code,
+            }
+        }
+        if is_fetch {
+            for partition in self.led_by(id) {
+                for lost in self.locks.contact(partition, now) {
+                    self.lost(lost, "the broker has given it up, and another worker has it by now");
+                }
+            }
+        }
+        let Some(leader) = self.leaders.get_mut(&id) else { return Ok(()) };
+        if is_fetch {
+            leader.dry = if came == 0 { leader.dry.saturating_add(1) } else { 0 };
+        }
+        let Some(code) = trouble else {
+            leader.outage.over(now);
+            return Ok(());
+        };
+        leader.retry_at = now + PAUSE;
+        self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+        let e = errors::explain(code, &Doing::new("Read", "Topic", &self.topic));
+        if !e.is_transient() {
+            return Err(e);
+        }
+        leader.outage.failed(&e, now);
+        Ok(())
+    }
+
+    /// Takes over the records that were acquired. Returns how many that were.
+    fn acquire(&mut self, id: i32, part: Part, since: Instant, wanted: &mut usize, events: &mut Vec<Event>) -> usize {
+        let Some(from) = part.acquired.iter().map(|run| run.0).min() else { return 0 };
+        let now = Instant::now();
+        let batches = records::decode(part.records, from, &[]);
+        let read_to = batches.corrupt.as_ref().map_or(batches.next, |corrupt| corrupt.offset);
+        let mut records: BTreeMap<i64, records::Fetched> =
+            batches.records.into_iter().map(|record| (record.offset, record)).collect();
+        let mut count = 0;
+        for (offset, delivery) in
+            part.acquired.iter().flat_map(|&(first, last, count)| (first..=last).map(move |at| (at, count)))
+        {
+            count += 1;
+            let at = (id, offset);
+            let Acquired::New(lock) = self.locks.acquire(at, since, now) else {
+                debug!("{}-{id}@{offset} is ours again", self.topic);
+                continue;
+            };
+            let Some(fetched) = records.remove(&offset) else {
+                match &batches.corrupt {
+                    Some(corrupt) if offset >= corrupt.offset => self.hold_corrupt(at, &corrupt.why),
+                    _ if offset < read_to => self.locks.answer(at, Answer::Gap),
+                    _ => self.locks.answer(at, Answer::Release), // behind what was read
+                }
+                continue;
+            };
+            if *wanted == 0 {
+                self.locks.answer(at, Answer::Release);
+                continue;
+            }
+            *wanted -= 1;
+            let position = Position { topic: self.topic.clone(), partition: id, offset };
+            let record = Record {
+                timestamp_ms: fetched.timestamp_ms,
+                attempt: u32::try_from(delivery).ok(),
+                lock: Some(lock),
+                ..Record::new(position, fetched.key.map(Into::into), fetched.value.map(Into::into))
+            };
+            self.keys.insert(at, record.key.clone());
+            events.push(Event::Acquired(record));
+        }
+        count
+    }
+
+    /// A record that cannot be read is kept: it would be gone for good if it were delivered too often.
+    fn hold_corrupt(&mut self, at: At, why: &str) {
+        if self.corrupt.insert(at) {
+            error!(
+                "{}-{}@{}: {why}; it is kept locked, since to pass over it might lose a command; repair the log, or move the \
+                 group's start past it (kafka-share-groups.sh --reset-offsets)",
+                self.topic, at.0, at.1
+            );
+        }
+    }
+
+    fn lost(&mut self, lost: Lost, why: &str) {
+        let key = self.keys.remove(&lost.at).flatten();
+        let what = match lost.answer {
+            None => "another worker may run it",
+            Some(Answer::Accept | Answer::Reject) => "its result is reported, and it may run again elsewhere",
+            Some(_) => return,
+        };
+        let Lost { at: (partition, offset), .. } = lost;
+        let key = show_key(key.as_deref());
+        warn!("{}-{partition}@{offset} key={key}: its acquisition lock is lost: {why}; {what}", self.topic);
+    }
+
+    /// A session is gone, and perhaps every lock in it. Passes on what waiting will not mend.
+    fn broken(&mut self, id: i32, e: Error) -> Result<()> {
+        self.forget_session(id);
+        if !e.is_transient() {
+            return Err(e);
+        }
+        let now = Instant::now();
+        self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+        if let Some(leader) = self.leaders.get_mut(&id) {
+            leader.retry_at = now + leader.outage.failed(&e, now);
+        }
+        Ok(())
+    }
+
+    fn forget_session(&mut self, id: i32) {
+        if let Some(leader) = self.leaders.get_mut(&id) {
+            leader.session = None;
+        }
+        for partition in self.led_by(id) {
+            self.locks.doubt(partition);
+        }
+    }
+
+    /// Asks every leader that is not busy for what is due: answers, renewals, records.
+    fn ask(&mut self, wanted: usize) -> Result<()> {
+        let now = Instant::now();
+        let asked: usize =
+            self.leaders.values().filter_map(|leader| leader.session.as_ref()).map(Session::asked_for).sum();
+        let mut free = wanted.saturating_sub(asked);
+        let mut order: Vec<(Instant, i32)> = self.leaders.iter().map(|(&id, leader)| (leader.asked_at, id)).collect();
+        order.sort(); // whoever was not asked for the longest time goes first
+        let mut failure = Ok(());
+        for (_, id) in order {
+            let share = self.share_of(id, free);
+            match self.ask_leader(id, share, now) {
+                Ok(asked) => free = free.saturating_sub(asked),
+                Err(e) => failure = failure.and(self.broken(id, e)),
+            }
+        }
+        failure
+    }
+
+    /// How many of `free` records a leader is asked for. One that had nothing lately is asked for a single one, so that
+    /// those with more can fill the threads.
+    fn share_of(&self, id: i32, free: usize) -> usize {
+        let (dry, all) = (|leader: &Leader| leader.dry > 0, self.leaders.len());
+        let Some(leader) = self.leaders.get(&id).filter(|_| free > 0) else { return 0 };
+        match (all, dry(leader)) {
+            (1, _) => free,
+            (_, true) => 1,
+            _ => free.div_ceil(self.leaders.values().filter(|leader| !dry(leader)).count()),
+        }
+    }
+
+    /// Sends a leader what is due. Returns how many records it was asked for.
+    fn ask_leader(&mut self, id: i32, wanted: usize, now: Instant) -> Result<usize> {
+        let partitions = self.led_by(id);
+        let assigned: BTreeSet<i32> = self.member.assigned().map_or(BTreeSet::new(), |assigned| assigned & &partitions);
+        let missing: usize = partitions.iter().map(|&partition| self.locks.missing(partition)).sum();
+        let due: Vec<i32> =
+            partitions.iter().copied().filter(|&partition| self.locks.has_due(partition, now)).collect();
+        let from: BTreeSet<i32> =
+            partitions.iter().copied().filter(|id| assigned.contains(id) || self.locks.missing(*id) > 0).collect();
+        let wanted = if from.is_empty() { 0 } else { wanted + missing };
+        let others_have_more = self.leaders.len() > 1;
+        let Some(leader) = self.leaders.get_mut(&id) else { return Ok(0) };
+        if now < leader.retry_at
+            || leader.session.as_ref().is_some_and(Session::is_busy)
+            || (due.is_empty() && wanted == 0)
+        {
+            return Ok(0);
+        }
+        let session = match &mut leader.session {
+            Some(session) => session,
+            None => leader.session.insert(Session::new(self.cluster.open(id)?)),
+        };
+        if let Some(conn) = session.idle_conn().filter(|conn| conn.is_expiring()) {
+            self.cluster.authenticate(conn)?; // not over another connection: the locks would be lost with this one
+        }
+        let deadline = now + PATIENCE;
+        let none = Limits { records: 0, wait: Duration::ZERO, bytes: self.settings.bytes };
+        if !session.is_open() && !due.is_empty() {
+            session.fetch(&self.who, &BTreeSet::new(), none, Answers::new(), deadline)?;
+            return Ok(0);
+        }
+        let goes_alone = due.iter().any(|partition| !from.contains(partition) || self.locks.is_urgent(*partition, now));
+        let answers: Answers = due.iter().map(|&partition| (partition, self.locks.take(partition, now))).collect();
+        if wanted == 0 || goes_alone {
+            session.acknowledge(&self.who, answers, false, deadline)?;
+            return Ok(0);
+        }
+        let wait = if self.locks.is_empty() && !others_have_more { self.settings.long_poll } else { BUSY_WAIT };
+        let wait = wait.min(self.settings.long_poll).min(self.locks.lock_time() / 10);
+        leader.asked_at = now;
+        session.fetch(&self.who, &from, Limits { records: wanted, wait, ..none }, answers, deadline)?;
+        Ok(wanted)
+    }
+
+    /// Says which command holds up its partition: only so many records can be locked behind the oldest one.
+    fn watch_window(&mut self) {
+        let now = Instant::now();
+        if now < self.window_at {
+            return;
+        }
+        self.window_at = now + WINDOW_LOOK;
+        let oldest = self.locks.oldest(now - WINDOW_LOOK);
+        self.told_window.retain(|at| oldest.contains(at));
+        let asked: BTreeSet<i32> = oldest.iter().map(|at| at.0).collect();
+        if asked.is_empty() {
+            return;
+        }
+        // Renewals wait meanwhile.
+        let patience = self.locks.lock_time() / 6;
+        let ends = match ends::ask(&self.cluster, &self.topic, &asked, StartFrom::Latest, false, patience) {
+            Ok(ends) => ends,
+            Err(e) => return debug!("{e}"),
+        };
+        for at in oldest {
+            let behind = ends.get(&at.0).map_or(0, |end| end - at.1 - 1);
+            debug!(
+                "{}-{}@{}: {behind} record(s) behind the oldest lock, of a window of {}",
+                self.topic, at.0, at.1, self.settings.window
+            );
+            if (behind as f64) < WINDOW_FULL * self.settings.window as f64 || !self.told_window.insert(at) {
+                continue;
+            }
+            let key = show_key(self.keys.get(&at).and_then(|key| key.as_deref()));
+            warn!(
+                "{}-{}@{} key={key} runs long, and {behind} record(s) were written behind it: no more than {} can be taken before it \
+                 ends. Give long commands a topic of their own or more partitions, or raise \
+                 share.partition.max.record.locks of the group",
+                self.topic, at.0, at.1, self.settings.window
+            );
+        }
+    }
+
+    fn settle(&mut self, at: At, answer: Answer) {
+        self.keys.remove(&at);
+        self.locks.answer(at, answer);
+    }
+
+    /// Waits for an answer, for the bell, or until something is due.
+    fn wait(&self, deadline: Instant) {
+        let sessions = self.leaders.values().filter_map(|leader| leader.session.as_ref());
+        let mut connections: Vec<&Connection> =
+            sessions.filter(|session| session.is_busy()).map(Session::conn).collect();
+        connections.extend(self.member.awaited());
+        let now = Instant::now();
+        let retries = self.leaders.values().map(|leader| leader.retry_at).filter(|&at| at > now);
+        let until = retries.chain(self.stale).chain(self.locks.next_due().filter(|&at| at > now));
+        let until = until.chain([self.member.due().max(self.group_retry_at), deadline]).min();
+        wait_readable_or(&connections, &self.waker, until.unwrap_or(deadline));
+    }
+}
+
+fn debug_renewals(topic: &str, partition: i32, answers: &BTreeMap<i64, Answer>) {
+    for (offset, _) in answers.iter().filter(|(_, answer)| **answer == Answer::Renew) {
+        debug!("renewed the lock of {topic}-{partition}@{offset}");
+    }
+}
+
+impl Source for ShareSource {
+    fn poll(&mut self, wait: Duration, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        let deadline = Instant::now() + wait;
+        loop {
+            self.work(demand, events)?;
+            if !events.is_empty() || self.waker.take() || Instant::now() >= deadline {
+                return Ok(());
+            }
+            self.wait(deadline);
+        }
+    }
+
+    fn waker(&self) -> Option<Arc<Waker>> {
+        Some(self.waker.clone())
+    }
+
+    fn reads_ahead(&self) -> bool {
+        false
+    }
+
+    fn commit(&mut self, _: &[Commit]) -> Result<()> {
+        Ok(()) // no partition is ours
+    }
+
+    fn metadata_limit(&self) -> usize {
+        0
+    }
+
+    fn done_elsewhere(&mut self, partition: i32, offsets: Range<i64>) {
+        offsets.for_each(|offset| self.settle((partition, offset), Answer::Accept));
+    }
+
+    fn rejected_elsewhere(&mut self, at: At) {
+        self.settle(at, Answer::Reject);
+    }
+
+    fn not_running(&mut self, at: At) {
+        self.settle(at, Answer::Release);
+    }
+
+    fn has_read_all(&mut self) -> Result<bool> {
+        // A group that is new has no partitions for a moment.
+        let Some(assigned) = self.member.assigned().filter(|assigned| !assigned.is_empty()) else { return Ok(false) };
+        let leaders: BTreeSet<i32> = assigned.iter().filter_map(|id| self.routes.get(id)).copied().collect();
+        let is_dry = |id: &i32| self.leaders.get(id).is_some_and(|leader| leader.dry >= READ_ALL);
+        Ok(self.locks.is_empty() && leaders.iter().all(is_dry))
+    }
+
+    fn leave(&mut self) -> Result<bool> {
+        let is_busy = |leader: &Leader| leader.session.as_ref().is_some_and(Session::is_busy);
+        if self.locks.owes_answers() || self.leaders.values().any(is_busy) {
+            return Ok(false); // they are sent, and taken, by polling
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for leader in self.leaders.values_mut() {
+            // Frees what is still locked at once. If it fails, the connection's end does the same.
+            let Some(session) = leader.session.as_mut().filter(|session| session.is_open()) else { continue };
+            if let Err(e) = session.close(&self.who, deadline) {
+                debug!("{e}");
+            }
+            leader.session = None;
+        }
+        self.member.leave(&mut self.cluster).map(|()| true)
+    }
+}
+
+/// A new UUID in base64, which is how leaders read member ids.
+fn new_member_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Error::new(Kind::Unexpected, "the system gives no random bytes for a member id"))?;
+    Ok(Base64UrlUnpadded::encode_string(&bytes))
+}
