@@ -116,6 +116,10 @@ fn row(opt: &Opt) -> String {
     };
     let default = default.replacen(UNBROKEN, " ", 1);
     let mut lines = String::new();
+    if left.len() >= COLUMN {
+        lines += &format!("{left}\n"); // on a line of its own
+        left.clear();
+    }
     for (index, line) in wrapped(&format!("{}{default}", opt.help), WIDTH - COLUMN).iter().enumerate() {
         lines += &format!("{:COLUMN$}{}\n", if index == 0 { &left } else { "" }, line.replace(UNBROKEN, " "));
     }
@@ -156,7 +160,9 @@ mod tests {
         for opt in options::OPTIONS {
             let row = row(opt);
             assert!(row.starts_with(&format!("  --{}", opt.name)));
-            assert!(row.lines().next().unwrap().chars().nth(COLUMN - 1) == Some(' '));
+            let first = row.lines().next().unwrap();
+            let stands_alone = first.split(' ').count() <= 4; // its help begins on the next line
+            assert!(stands_alone || first.chars().nth(COLUMN - 1) == Some(' '), "{row}");
             let flat = row.split_whitespace().collect::<Vec<_>>().join(" ");
             if let Fallback::Value(text) | Fallback::Computed(text) = opt.fallback {
                 assert!(flat.ends_with(&format!("[default: {text}]")), "{flat}");

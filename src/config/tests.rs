@@ -363,8 +363,8 @@ fn the_summary_is_one_line_with_sources() {
     assert_eq!(
         config.summary().replace(&path, "airflow.cfg"),
         "brokers=a:9092,b:1 (from --brokers) topic=AirflowKafkaTopic results-topic=AirflowKafkaResultsTopic \
-         dead-letter-topic=none group=\"my group\" (from airflow.cfg: [kafka] group_id) from=earliest client=auto \
-         connect-timeout=30s instance-id=none security=PLAINTEXT threads=8 (from AIRFLOW__CORE__PARALLELISM) timeout=24h grace=10s drain-timeout=1m30s \
+         dead-letter-topic=none group=\"my group\" (from airflow.cfg: [kafka] group_id) group-type=auto on-lost-lock=stop \
+         max-deliveries=5 from=earliest client=auto connect-timeout=30s instance-id=none security=PLAINTEXT threads=8 (from AIRFLOW__CORE__PARALLELISM) timeout=24h grace=10s drain-timeout=1m30s \
          (from --drain-timeout) shell=none airflow=none preload=auto output-dir=none output-limit=10GiB tail-bytes=2KiB \
          idle-exit=none max=none max-runtime=none lock=none result-format=state log=info"
     );
