@@ -99,7 +99,7 @@ fn of_topic(kafka: &config::Kafka, exec: &config::Exec, shown: &mut Shown, out: 
         let why = match (done.contains_key(partition), is_share) {
             (true, false) => format!("where group {group} has committed"),
             (true, true) => format!("where share group {group} begins"),
-            (false, _) => format!("since group {group} has not begun with it (--from)"),
+            (false, _) => format!("since group {group} has settled nothing of it yet (--from)"),
         };
         out.line(&format!("{topic}-{partition}: read from {start}, {why}, to {end}"))?;
     }

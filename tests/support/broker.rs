@@ -217,7 +217,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let _ = run(&["stop", self.dir(), "--kill"]);
+        let _ = run(None, &["stop", self.dir(), "--kill"]);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -262,23 +262,37 @@ pub fn tool(args: &[&str]) -> String {
     script(&[&["tool"], args].concat())
 }
 
+/// The same, of the tools that go with a version of the broker.
+pub fn tool_of(version: &str, args: &[&str]) -> String {
+    script_of(Some(version), &[&["tool"], args].concat())
+}
+
 impl Drop for Broker {
     fn drop(&mut self) {
-        let _ = run(&["stop", self.dir(), "--kill"]);
+        let _ = run(None, &["stop", self.dir(), "--kill"]);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 /// What the script prints on stdout; fails the test with its stderr.
 fn script(args: &[&str]) -> String {
-    let (success, stdout, stderr) = run(args);
+    script_of(None, args)
+}
+
+/// The same, with the tools of a version.
+fn script_of(version: Option<&str>, args: &[&str]) -> String {
+    let (success, stdout, stderr) = run(version, args);
     assert!(success, "no Kafka broker for this test; `make broker` gets what it needs. kafka.sh {args:?}:\n{stderr}");
     stdout.trim_end().to_owned()
 }
 
-fn run(args: &[&str]) -> (bool, String, String) {
+fn run(version: Option<&str>, args: &[&str]) -> (bool, String, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/broker/kafka.sh");
-    let output = Command::new(&script).args(args).stdin(Stdio::null()).output();
+    let mut command = Command::new(&script);
+    if let Some(version) = version {
+        command.env("AIRKAFKA_TEST_KAFKA_VERSION", version);
+    }
+    let output = command.args(args).stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|e| panic!("run {}: {e}", script.display()));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))

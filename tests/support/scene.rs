@@ -105,6 +105,20 @@ impl Scene {
         starts
     }
 
+    /// The most commands that were ever alive at once.
+    pub fn most_alive(&self) -> usize {
+        let (mut alive, mut most) = (BTreeSet::new(), 0);
+        for line in fs::read_to_string(self.trace()).unwrap_or_default().lines() {
+            if let Some((name, _)) = line.strip_prefix("start ").and_then(|rest| rest.split_once(' ')) {
+                alive.insert(name.to_owned());
+                most = most.max(alive.len());
+            } else if let Some(name) = line.strip_prefix("end ") {
+                alive.remove(name);
+            }
+        }
+        most
+    }
+
     /// How many commands have ended, each counted once.
     pub fn ended(&self) -> usize {
         let trace = fs::read_to_string(self.trace()).unwrap_or_default();

@@ -42,7 +42,8 @@ impl Lines {
 }
 
 impl Worker {
-    /// A command for the binary, without any AIRKAFKA or AIRFLOW variable of ours.
+    /// A command for the binary, without any AIRKAFKA or AIRFLOW variable of ours. Its group is a consumer group, unless an
+    /// option says otherwise: `auto` would make of it what the broker offers.
     pub fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_airkafka-worker"));
         for (name, _) in std::env::vars_os() {
@@ -51,6 +52,7 @@ impl Worker {
                 command.env_remove(&name);
             }
         }
+        command.env("AIRKAFKA_GROUP_TYPE", "consumer");
         command
     }
 

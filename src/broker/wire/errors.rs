@@ -49,8 +49,12 @@ pub fn explain(code: ResponseError, doing: &Doing<'_>) -> Error {
             error(Kind::Later, "the coordinator is not ready")
         }
         InvalidGroupId => error(Kind::Config, "the broker does not accept this name").hint("give another --group"),
-        InconsistentGroupProtocol => error(Kind::Config, "its members are other consumers, not airkafka-worker")
-            .hint("stop them or give another --group"),
+        InconsistentGroupProtocol => error(
+            Kind::Config,
+            "it is a share group, and this worker takes it for a consumer group; or its members are other consumers, not \
+             airkafka-worker",
+        )
+        .hint("give all its workers the same --group-type, or this one another --group"),
         GroupMaxSizeReached => error(Kind::Config, "it has as many members as the broker allows (group.max.size)"),
         InvalidSessionTimeout => error(Kind::Config, "the broker does not allow this session timeout")
             .hint("set session.timeout.ms between its group.min.session.timeout.ms and group.max.session.timeout.ms"),

@@ -68,7 +68,7 @@ pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>
     let group = &config.group;
     let Choice { share, why } = choose(config, &mut cluster)?;
     let Some(facts) = share else { return consumer(config, dialer, &why) };
-    info!("group {group}: taking part as in a share group ({why})");
+    info!("group {group}: taking part in it as a share group ({why})");
     if max_deliveries > facts.deliveries {
         warn!(
             "--max-deliveries {} is more than the broker allows: it drops a record after its {}th delivery, whatever came of it; \
@@ -84,7 +84,7 @@ pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>
 }
 
 fn consumer(config: &config::Kafka, dialer: &Arc<Dialer>, why: &str) -> Result<Box<dyn Source>> {
-    info!("group {}: taking part as in a consumer group ({why})", config.group);
+    info!("group {}: taking part in it as a consumer group ({why})", config.group);
     Ok(Box::new(WireSource::connect(config, dialer.clone())?))
 }
 

@@ -54,7 +54,7 @@ pub fn check(reach: &Reach, config: &Config, cluster: &mut Cluster, view: &View,
     let share = choice.as_ref().and_then(|choice| choice.share.as_ref());
     if let Some(choice) = &choice {
         let kind = if share.is_some() { "a share group" } else { "a consumer group" };
-        report.ok(&what, &format!("a worker would take part as in {kind} ({})", choice.why))?;
+        report.ok(&what, &format!("a worker would take part in it as {kind} ({})", choice.why))?;
     }
     let wanted = if share.is_some() { "share" } else { "classic" };
     match &listed {

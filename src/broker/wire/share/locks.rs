@@ -1,9 +1,12 @@
 //! The records whose acquisition locks are ours: when each is to be renewed, and what is still to be answered.
 //!
 //! Pure: time is passed in. A lock ends with an answer that the leader has acknowledged, or is lost. When a session breaks,
-//! its locks are in doubt, not lost: the leader may have given them up (it does when a connection closes), and then the
-//! record comes again, to us if we are in luck. So a command that runs is not stopped, and what has run is not run again,
-//! for a broker that restarts.
+//! or the time of a lock is over, it is in doubt, not lost: the leader may have given it up (it does when a connection
+//! closes), and then the record comes again, to us if we are in luck. So a command that runs is not stopped, and what has
+//! run is not run again, for a broker that restarts.
+//!
+//! A renewal cannot end the doubt: leaders acknowledge it also for a record that another worker has run to its end (one
+//! below the group's start offset). So a record in doubt is released, and only its coming again counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +35,7 @@ pub enum Answer {
 pub type Answers = BTreeMap<i32, BTreeMap<i64, Answer>>;
 
 /// How long after the leader answers again a lock may stay in doubt before it counts as lost.
-pub const DOUBT: Duration = Duration::from_secs(5);
+pub const DOUBT: Duration = Duration::from_secs(3);
 
 /// All our locks.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub struct Locks {
 struct Held {
     lock: Arc<AcquisitionLock>,
     acquired: Instant,
+    /// Until when it is ours, unless it is renewed.
+    until: Instant,
     renew_at: Instant,
     /// What is to be answered, once that is known.
     answer: Option<Answer>,
@@ -58,8 +63,8 @@ struct Held {
 /// A lock that the leader may have given up.
 #[derive(Clone, Copy, Debug, Default)]
 struct Doubt {
-    /// The leader was asked whether it is ours still, and it is not: it can only come again.
-    asked: bool,
+    /// The leader has it back: it can only come again.
+    released: bool,
     /// When it counts as lost; known once the leader answers again.
     until: Option<Instant>,
 }
@@ -103,12 +108,13 @@ impl Locks {
         let (until, renew_at) = (since + self.lock_time, now.min(since + self.lock_time) + self.lock_time / 3);
         if let Some(held) = self.held.get_mut(&at) {
             held.lock.extend(until);
-            (held.renew_at, held.doubt, held.alone) = (renew_at, None, false);
+            (held.until, held.renew_at, held.doubt, held.alone) = (until, renew_at, None, false);
             return Acquired::Again;
         }
         let lock = AcquisitionLock::new(until);
         let (answer, in_flight, alone, doubt) = (None, false, false, None);
-        self.held.insert(at, Held { lock: lock.clone(), acquired: now, renew_at, answer, in_flight, alone, doubt });
+        let held = Held { lock: lock.clone(), acquired: now, until, renew_at, answer, in_flight, alone, doubt };
+        self.held.insert(at, held);
         Acquired::New(lock)
     }
 
@@ -127,7 +133,9 @@ impl Locks {
     /// Whether the leader of a partition is to be told something before it can be asked for records: that locks are to be
     /// renewed, or whether they are ours still.
     pub fn is_urgent(&self, partition: i32, now: Instant) -> bool {
-        self.of(partition).any(|(_, held)| held.due(now).is_some_and(|answer| answer == Answer::Renew || held.alone))
+        self.of(partition).any(|(_, held)| {
+            held.due(now).is_some_and(|answer| answer == Answer::Renew || held.alone || held.doubt.is_some())
+        })
     }
 
     /// Takes what is due in a partition, as part of a request.
@@ -149,11 +157,14 @@ impl Locks {
         for (&offset, &answer) in answers {
             let Some(held) = self.held.get_mut(&(partition, offset)) else { continue };
             (held.in_flight, held.alone) = (false, false);
-            if answer == Answer::Renew {
-                held.lock.extend(until);
-                (held.renew_at, held.doubt) = (renew_at, None);
-            } else {
-                self.held.remove(&(partition, offset));
+            match (&mut held.doubt, held.answer) {
+                (Some(_), _) if answer == Answer::Renew => {} // it says nothing, see above
+                (Some(doubt), None) => doubt.released = true,
+                (None, _) if answer == Answer::Renew => {
+                    held.lock.extend(until);
+                    (held.until, held.renew_at) = (until, renew_at);
+                }
+                _ => drop(self.held.remove(&(partition, offset))),
             }
         }
     }
@@ -166,13 +177,25 @@ impl Locks {
             let at = (partition, offset);
             let Some(held) = self.held.get_mut(&at) else { continue };
             (held.in_flight, held.alone) = (false, !is_one);
-            match &mut held.doubt {
-                Some(doubt) if is_one => doubt.asked = true,
-                None if is_one => lost = self.lose(at),
-                _ => {}
+            match (&mut held.doubt, held.answer) {
+                _ if !is_one => {}
+                (_, Some(Answer::Release | Answer::Gap)) => drop(self.held.remove(&at)),
+                (Some(doubt), _) => doubt.released = true,
+                (None, _) => lost = self.lose(at),
             }
         }
         lost
+    }
+
+    /// A partition's leader knows nothing of it yet, nor of any lock: one that has started anew. Returns whether that settles
+    /// anything.
+    pub fn unknown(&mut self, partition: i32) -> bool {
+        let mut any = false;
+        for (_, held) in self.held.range_mut((partition, i64::MIN)..=(partition, i64::MAX)) {
+            let Some(doubt) = &mut held.doubt else { continue };
+            (doubt.released, held.in_flight, held.alone, any) = (true, false, false, true);
+        }
+        any
     }
 
     /// What was sent may or may not have counted, and has to be sent again.
@@ -190,14 +213,20 @@ impl Locks {
     pub fn doubt(&mut self, partition: i32) {
         for (_, held) in self.held.range_mut((partition, i64::MIN)..=(partition, i64::MAX)) {
             held.in_flight = false;
-            held.doubt = Some(Doubt::default());
-            held.lock.doubt();
+            held.fall_into_doubt();
+        }
+    }
+
+    /// What was not renewed in time is in doubt from `now` on: this process was stopped, or the leader was silent.
+    pub fn expire(&mut self, now: Instant) {
+        for held in self.held.values_mut().filter(|held| held.until <= now && held.doubt.is_none()) {
+            held.fall_into_doubt();
         }
     }
 
     /// How many records of a partition may come again.
     pub fn missing(&self, partition: i32) -> usize {
-        self.of(partition).filter(|(_, held)| held.doubt.is_some_and(|doubt| doubt.asked)).count()
+        self.of(partition).filter(|(_, held)| held.doubt.is_some_and(|doubt| doubt.released)).count()
     }
 
     /// The leader of a partition has answered a fetch. Returns what has been in doubt for too long.
@@ -205,7 +234,7 @@ impl Locks {
         let mut over = Vec::new();
         for (at, held) in self.held.range_mut((partition, i64::MIN)..=(partition, i64::MAX)) {
             let Some(doubt) = &mut held.doubt else { continue };
-            if doubt.asked && now >= *doubt.until.get_or_insert(now + DOUBT) {
+            if doubt.released && now >= *doubt.until.get_or_insert(now + DOUBT) {
                 over.push(*at);
             }
         }
@@ -220,7 +249,7 @@ impl Locks {
 
     /// When the next one is to be renewed.
     pub fn next_due(&self) -> Option<Instant> {
-        self.held.values().filter(|held| !held.in_flight).map(|held| held.renew_at).min()
+        self.held.values().filter(|held| !held.in_flight && held.doubt.is_none()).map(|held| held.renew_at).min()
     }
 
     /// The partitions with locks of ours.
@@ -259,11 +288,18 @@ impl Locks {
 impl Held {
     /// What the leader is to be told by `now`.
     fn due(&self, now: Instant) -> Option<Answer> {
-        if self.in_flight || self.doubt.is_some_and(|doubt| doubt.asked) {
-            return None;
+        match (self.doubt, self.answer) {
+            _ if self.in_flight => None,
+            (Some(doubt), _) if doubt.released => None,
+            (_, Some(answer)) => Some(answer),
+            (Some(_), None) => Some(Answer::Release),
+            (None, None) => (now >= self.renew_at).then_some(Answer::Renew),
         }
-        let renews = now >= self.renew_at || self.doubt.is_some();
-        self.answer.or_else(|| renews.then_some(Answer::Renew))
+    }
+
+    fn fall_into_doubt(&mut self) {
+        self.doubt = Some(Doubt::default());
+        self.lock.doubt();
     }
 }
 
@@ -328,10 +364,10 @@ mod tests {
         locks.answer((0, 2), Answer::Accept);
         locks.doubt(0);
         assert_eq!(held[0].holding(), Holding::InDoubt);
-        // The leader is asked; it has given them up.
-        let asked = locks.take(0, now);
-        assert_eq!(asked, [(1, Answer::Renew), (2, Answer::Accept), (3, Answer::Renew)].into());
-        assert_eq!(locks.refused(0, &asked), None);
+        // The leader has given them up already.
+        let sent = locks.take(0, now);
+        assert_eq!(sent, [(1, Answer::Release), (2, Answer::Accept), (3, Answer::Release)].into());
+        assert_eq!(locks.refused(0, &sent), None);
         for _ in 0..3 {
             let one = locks.take(0, now);
             assert_eq!((one.len(), locks.refused(0, &one)), (1, None));
@@ -347,6 +383,22 @@ mod tests {
         assert_eq!(held[2].holding(), Holding::Lost);
         locks.answer((0, 3), Answer::Release);
         assert_eq!((locks.held.len(), locks.missing(0)), (2, 0));
+    }
+
+    #[test]
+    fn a_renewal_that_came_too_late_proves_nothing() {
+        let now = Instant::now() - LOCK;
+        let (mut locks, held) = new(&[(0, 1)], now);
+        let renewal = locks.take(0, now + LOCK / 2);
+        locks.expire(now + LOCK);
+        assert_eq!(held[0].holding(), Holding::InDoubt);
+        locks.acknowledged(0, &renewal, now + LOCK / 2);
+        let release = locks.take(0, now + LOCK);
+        assert_eq!((&release, locks.missing(0)), (&[(1, Answer::Release)].into(), 0));
+        locks.acknowledged(0, &release, now + LOCK);
+        assert_eq!((held[0].holding(), locks.missing(0)), (Holding::InDoubt, 1));
+        assert_eq!(locks.contact(0, now + LOCK), []);
+        assert_eq!(locks.contact(0, now + LOCK + DOUBT), [Lost { at: (0, 1), answer: None }]);
     }
 
     #[test]

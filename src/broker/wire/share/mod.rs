@@ -140,6 +140,7 @@ impl ShareSource {
 
     /// Everything that can be done without waiting.
     fn work(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
+        self.locks.expire(Instant::now());
         self.work_group()?;
         self.refresh_if_stale();
         self.find_routes();
@@ -265,9 +266,10 @@ impl ShareSource {
                 }
                 Some(ResponseError::InvalidRecordState) => {
                     if let Some(lost) = self.locks.refused(partition, answers) {
-                        self.lost(lost, "its time was over");
+                        self.lost(lost, "the broker refuses to renew it");
                     }
                 }
+                Some(ResponseError::UnknownTopicOrPartition) if self.locks.unknown(partition) => {}
                 Some(code) => {
                     self.locks.unanswered(&[(partition, answers.clone())].into());
                     trouble = Some(code);
