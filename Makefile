@@ -15,6 +15,7 @@ demo: rust ## run six commands through a real Kafka broker and print their outco
 
 test: rust broker ## run all tests, with the real binary, real children and real brokers
 	cargo test --locked
+	AIRKAFKA_TEST_KAFKA_VERSION=4.2.1 cargo test --locked --test share
 	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure --test produce --test hand
 	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test faults -- leaders stays_away
 
@@ -50,7 +51,7 @@ check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	  "$$ruff" format --check --no-cache --config executor/pyproject.toml executor fixtures/preload
 
 broker: ## get the Kafka brokers that the tests use, and the tools of the newest
-	@for version in 3.9.2 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version || exit; done
+	@for version in 3.9.2 4.2.1 4.4.0 4.3.1 0.11.0.3; do fixtures/broker/kafka.sh jars $$version || exit; done
 
 clean: ## remove what was built; what was fetched stays in its cache
 	cargo clean

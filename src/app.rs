@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use log::{error, info, warn};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
@@ -157,7 +157,8 @@ fn start(
         Origin::Input(_) => (ResultStyle::Lines, false),
     };
     let until = config.ending.until;
-    let busy = Arc::new(AtomicUsize::new(0));
+    let (busy, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    signal_hook::flag::register(SIGUSR1, asked.clone()).map_err(no_signals)?;
     let (jobs_in, jobs) = bounded(0);
     let (outcomes_in, outcomes) = bounded(2 * threads);
     let (settled_in, settled) = unbounded();
@@ -173,7 +174,7 @@ fn start(
     })?;
     let intake = spawn("airkafka-consumer", &done_in, {
         let shutdown = shutdown.clone();
-        move || Intake::new(source, threads, busy, until, &shutdown).run(jobs_in, &settled)
+        move || Intake::new(source, threads, busy, asked, until, &shutdown).run(jobs_in, &settled)
     })?;
     Ok((Ends { intake, pool, publish }, done))
 }
@@ -253,18 +254,21 @@ fn joined<T>(result: thread::Result<T>) -> Result<T> {
     })
 }
 
+fn no_signals(e: std::io::Error) -> Error {
+    Error::new(Kind::Unexpected, format!("cannot watch for signals: {}", os_text(&e)))
+}
+
 /// Starts the thread that obeys TERM and INT - drain, stop, exit at once - and in between reaps orphans. Where something
 /// may be preloaded it obeys HUP as well: preload anew, or drain if there is nothing, or our terminal is gone.
 fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>, preload: Option<Arc<Preload>>) -> Result<()> {
-    let failed = |e: std::io::Error| Error::new(Kind::Unexpected, format!("cannot watch for signals: {}", os_text(&e)));
-    let (mut signals, writer) = UnixStream::pair().map_err(failed)?;
-    signals.set_read_timeout(Some(REAP_EVERY)).map_err(failed)?;
+    let (mut signals, writer) = UnixStream::pair().map_err(no_signals)?;
+    signals.set_read_timeout(Some(REAP_EVERY)).map_err(no_signals)?;
     let hung_up = Arc::new(AtomicBool::new(false));
     if preload.is_some() {
-        signal_hook::flag::register(SIGHUP, hung_up.clone()).map_err(failed)?; // before the pipe, which wakes us
+        signal_hook::flag::register(SIGHUP, hung_up.clone()).map_err(no_signals)?; // before the pipe, which wakes us
     }
     for signal in [SIGTERM, SIGINT].into_iter().chain(preload.as_ref().map(|_| SIGHUP)) {
-        signal_hook::low_level::pipe::register(signal, writer.try_clone().map_err(failed)?).map_err(failed)?;
+        signal_hook::low_level::pipe::register(signal, writer.try_clone().map_err(no_signals)?).map_err(no_signals)?;
     }
     let watch = move || {
         let _writer = writer; // so that reading never meets the end
@@ -296,5 +300,5 @@ fn watch_signals(shutdown: Arc<Shutdown>, registry: Arc<Registry>, preload: Opti
             }
         }
     };
-    thread::Builder::new().name("airkafka-signal".into()).spawn(watch).map(drop).map_err(failed)
+    thread::Builder::new().name("airkafka-signal".into()).spawn(watch).map(drop).map_err(no_signals)
 }

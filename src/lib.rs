@@ -27,7 +27,8 @@
 //!   SASL at its start), [`wire::cluster`](broker::wire::cluster) (who leads what),
 //!   [`wire::group`](broker::wire::group) and [`wire::assignor`](broker::wire::assignor) (membership, and who gets what),
 //!   [`wire::fetch`](broker::wire::fetch) and [`wire::records`](broker::wire::records) (reading),
-//!   [`wire::producer`](broker::wire::producer) (idempotent writing); `wire::source` and `wire::sink` put these together;
+//!   [`wire::producer`](broker::wire::producer) (idempotent writing); `wire::source` and `wire::sink` put these together.
+//!   [`wire::share`](broker::wire::share) is the other source, for share groups; [`wire::kind`](broker::wire::kind) chooses;
 //! - `broker::kafka_crate`, for brokers before 0.11;
 //! - `broker::local`, for `--input`.
 //!
@@ -51,6 +52,16 @@
 //! leaves only when the owners have committed what it has done. The whole protocol is in
 //! [`wire::assignor`](broker::wire::assignor), the bookkeeping in `intake::partitions`.
 //!
+//! # When records are ours one by one
+//!
+//! In a share group no partition is anybody's. A record comes as `Event::Acquired`, under an
+//! [`AcquisitionLock`](broker::acquisition::AcquisitionLock) that travels with it; the ledgers stay empty, and what would be
+//! settled there is told to the source: accept, reject, release. The source asks for as many records as threads are idle, so
+//! threads say when they have become idle, and ring a bell ([`Waker`](broker::waker::Waker)) for the consumer thread, which
+//! waits for its brokers meanwhile. A thread looks at the lock before it starts a command, while it runs, and before it
+//! reports: what is lost is stopped and not reported; while it is in doubt, the report waits. How a lock comes to be in
+//! doubt, and ours again, is in `wire::share::locks`.
+//!
 //! # Threads
 //!
 //! | thread | module | owns | never |
@@ -68,7 +79,7 @@
 //! |---|---|---|---|---|
 //! | `jobs` | 0 | consumer | pool | the consumer waits for an idle thread, a settled offset and the drain at once |
 //! | `outcomes` | 2 per thread | pool | publish | publish never waits for the pool or the consumer |
-//! | `settled` | unbounded | publish, and pool what it did not start | consumer | never blocks; at most what is open is in it |
+//! | `settled` | unbounded | publish, and pool what it did not start or report | consumer | never blocks; at most what is open is in it |
 //!
 //! Open work is at most one per thread, `outcomes` and one batch, so a dead result topic stops the intake instead of
 //! filling memory. Closing the channels in the direction of the flow *is* the drain: the consumer drops `jobs`, the pool
@@ -80,6 +91,8 @@
 //! - The consumer thread talks to brokers over sockets that do not block, and waits for all of them at once: a heartbeat never
 //!   waits for a fetch, a fetch never for a rebalance, one broker never for another. The other calls (commits, metadata)
 //!   block, for a fraction of the session timeout at most.
+//! - A share session is its connection's: when that closes, all its locks are gone. So it is authenticated anew in place, and
+//!   never replaced by a fresh one while it lives.
 //! - A command is started only within the lease of its partition (`Source::lease`), which is looked at when the record is
 //!   handed over and right before the child is made: a process that was stopped for longer than its session (SIGSTOP, a
 //!   suspended machine) wakes up with a record at hand, and must not start it.

@@ -38,7 +38,7 @@ fn connect(broker: &str, results: &str, dead_letters: Option<&str>) -> WireSink 
         results_topic: results.into(),
         dead_letter_topic: dead_letters.map(Into::into),
         group: "group".into(),
-        group_type: GroupType::Auto,
+        group_type: GroupType::Consumer,
         from: StartFrom::Earliest,
         client: Client::Wire,
         connect_timeout: Duration::from_secs(10),

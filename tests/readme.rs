@@ -285,7 +285,7 @@ fn the_tables_are_complete() {
     assert_eq!(first_cells(&text, "exit codes"), codes);
 
     use airkafka_worker::record::Reason::*;
-    let reasons = [Exit, Signal, Timeout, NotFound, NotExecutable, Invalid, OutputLimit, SpawnError];
+    let reasons = [Exit, Signal, Timeout, NotFound, NotExecutable, Invalid, OutputLimit, SpawnError, Poison];
     assert_eq!(first_cells(&text, "reasons"), reasons.map(|reason| reason.as_str().to_owned()).into());
 }
 

@@ -402,6 +402,9 @@ fn the_command_that_holds_up_its_partition_is_named() {
     let others: Vec<KeyValue> = (0..2100).map(|n| record(&n.to_string(), json!(["true"]))).collect();
     scene.spread(&others);
     worker.wait_for_log("key=the long one runs long, and 2100 record(s) were written behind it");
+    worker.signal("USR1");
+    worker.wait_for_log("; 2100 record(s) behind the oldest lock of partition 0, at 0, of 2000");
+    assert!(worker.log().contains("of 2 thread(s) busy, "), "{}", worker.log());
     // The window is 2,000 records: the rest comes when the long one has ended.
     worker.wait_until("the window's results", || results(&scene) >= 1999);
     fs::write(&go, "").unwrap();
@@ -432,4 +435,40 @@ fn a_drain_gives_back_what_was_not_started_and_finishes_what_runs() {
     stop(new);
     assert!(wait_until(|| results(&scene) == 6));
     assert_nothing_left(&scene);
+}
+
+#[test]
+fn without_rights_to_settings_it_says_what_to_run_and_a_session_that_runs_out_costs_no_lock() {
+    let broker = start();
+    let settings = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                    super.users=User:ANONYMOUS\nsasl.enabled.mechanisms=PLAIN\n\
+                    listener.name.login.connections.max.reauth.ms=3000\n\
+                    listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+                    required user_alice=\"alice-secret\";\n";
+    let login = broker.add_listeners(&[("LOGIN", "SASL_PLAINTEXT")], settings).remove(0);
+    let mut scene = scene_on(&broker, 1);
+    let grant = |operation: &str, kind: &str, name: &str| {
+        let what = ["--add", "--allow-principal", "User:alice", "--operation", operation, kind, name];
+        let class = ["org.apache.kafka.tools.AclCommand", "--bootstrap-server", broker.address()];
+        tool_of(&version(), &[&class, &what[..]].concat());
+    };
+    grant("Read", "--topic", &scene.commands);
+    grant("Write", "--topic", &scene.results);
+    grant("Read", "--group", &scene.group);
+    configure_group(&scene.brokers, &scene.group, "share.auto.offset.reset=earliest");
+    scene.spread(&scene.traced(["long"], 10.0));
+    let jaas = "org.apache.kafka.common.security.plain.PlainLoginModule required username=\"alice\" password=\"alice-secret\";";
+    let dir = tempfile::tempdir().unwrap();
+    scene.brokers = login;
+    let file = dir.path().join("client.properties");
+    let properties = format!("security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.jaas.config={jaas}\n");
+    fs::write(&file, properties).unwrap();
+    let worker = worker(&scene, &["--threads", "2", "--kafka-config", file.to_str().unwrap()]);
+    let told =
+        format!("--alter --entity-type groups --entity-name {} --add-config share.auto.offset.reset", scene.group);
+    assert!(worker.log().contains(&told), "{}", worker.log());
+    worker.wait_until("its result", || results(&scene) == 1);
+    assert!(!worker.log().contains("fails:"), "{}", worker.log());
+    stop(worker);
+    assert_eq!(scene.starts()["long"].len(), 1);
 }

@@ -185,6 +185,11 @@ pub trait Source: Send {
         Ok(false) // a source with an end says so: `Event::End`
     }
 
+    /// How things stand, for the log, beyond what its partitions tell.
+    fn status(&self) -> String {
+        String::new()
+    }
+
     /// No more records are wanted, for good: others may have our partitions while the last commands run.
     fn drain(&mut self) {}
 

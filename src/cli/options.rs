@@ -266,7 +266,7 @@ pub const OPTIONS: &[Opt] = &[
         airflow: None,
         of: ALL,
         heading: KAFKA,
-        help: "properties of a Kafka client, as those in Java and librdkafka read them: TLS, SASL, tuning (see below)",
+        help: "properties of a Kafka client, as those in Java and librdkafka read them: TLS, SASL, tuning (see Kafka properties)",
     },
     Opt {
         name: "property",

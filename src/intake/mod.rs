@@ -5,7 +5,7 @@
 mod partitions;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
@@ -46,6 +46,8 @@ pub struct Intake<'a> {
     threads: usize,
     /// Threads that have something to do; they say themselves when they have not.
     busy: Arc<AtomicUsize>,
+    /// Somebody wants to know how things stand.
+    asked: Arc<AtomicBool>,
     until: Until,
     /// How many were handed over.
     started: u64,
@@ -67,11 +69,12 @@ pub struct Intake<'a> {
 }
 
 impl<'a> Intake<'a> {
-    /// Reads from `source` for `threads` threads, of which `busy` have something to do.
+    /// Reads from `source` for `threads` threads, of which `busy` have something to do; logs how things stand when it is `asked`.
     pub fn new(
         source: Box<dyn Source>,
         threads: usize,
         busy: Arc<AtomicUsize>,
+        asked: Arc<AtomicBool>,
         until: Until,
         shutdown: &'a Shutdown,
     ) -> Self {
@@ -81,6 +84,7 @@ impl<'a> Intake<'a> {
             shutdown,
             threads,
             busy,
+            asked,
             until,
             started: 0,
             idle_since: None,
@@ -124,6 +128,9 @@ impl<'a> Intake<'a> {
             && !(self.ended && self.next.is_none() && self.partitions.unstarted() == 0)
         {
             settled.try_iter().for_each(|settled| self.settle(settled));
+            if self.asked.swap(false, Ordering::AcqRel) {
+                self.tell();
+            }
             self.read()?;
             if self.next.is_none() {
                 self.next = self.partitions.next(self.source.metadata_limit());
@@ -198,6 +205,9 @@ impl<'a> Intake<'a> {
         let hand_over_at = Instant::now() + HAND_OVER_AFTER;
         let mut handing_over = false;
         loop {
+            if self.asked.swap(false, Ordering::AcqRel) {
+                self.tell();
+            }
             match settled.recv_timeout(TOP_UP) {
                 Ok(settled) => self.settle(settled),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -228,19 +238,35 @@ impl<'a> Intake<'a> {
             (0, false) => BUSY_WAIT,
             _ => Duration::ZERO,
         };
-        let came = self.poll(wait, self.room().saturating_sub(waiting))?;
+        let came = self.poll(wait, self.room(waiting))?;
         if !came {
             self.top_up_at = Instant::now() + TOP_UP;
         }
         Ok(())
     }
 
-    /// How many records may wait here.
-    fn room(&self) -> usize {
-        match self.source.reads_ahead() {
-            true => self.threads,
-            false => self.threads.saturating_sub(self.busy.load(Ordering::Acquire)),
+    /// How many more records may wait here.
+    fn room(&self, waiting: usize) -> usize {
+        if self.source.reads_ahead() {
+            return self.threads.saturating_sub(waiting);
         }
+        // No more than are going to be started: what is given back counts as delivered.
+        let idle = self.threads.saturating_sub(self.busy.load(Ordering::Acquire));
+        let allowed = self.until.commands.map_or(u64::MAX, |most| most.saturating_sub(self.started));
+        idle.min(usize::try_from(allowed).unwrap_or(usize::MAX)).saturating_sub(waiting)
+    }
+
+    /// How things stand, for the log.
+    fn tell(&self) {
+        let (started, busy) = (self.started, self.busy.load(Ordering::Acquire));
+        let waiting = self.partitions.unstarted() + usize::from(self.next.is_some());
+        let (partitions, source) = (self.partitions.status(), self.source.status());
+        let rest: String =
+            [partitions, source].iter().filter(|text| !text.is_empty()).map(|text| format!("; {text}")).collect();
+        info!(
+            "status: {started} command(s) started, {busy} of {} thread(s) busy, {waiting} waiting{rest}",
+            self.threads
+        );
     }
 
     /// Lets the source work, and takes what it has to say. Returns whether that was anything.
@@ -406,7 +432,14 @@ mod tests {
     #[test]
     fn reading_goes_on_at_once_when_nothing_waits_any_more() {
         let (asked, shutdown) = (Arc::new(AtomicUsize::new(0)), Shutdown::default());
-        let mut intake = Intake::new(Box::new(Scanty(asked.clone())), 2, Arc::default(), Until::default(), &shutdown);
+        let mut intake = Intake::new(
+            Box::new(Scanty(asked.clone())),
+            2,
+            Arc::default(),
+            Arc::default(),
+            Until::default(),
+            &shutdown,
+        );
         intake.read().unwrap();
         intake.next = intake.partitions.next(4096);
         assert!(intake.next.is_some());

@@ -187,14 +187,24 @@ impl Partitions {
     /// How many records wait that could be started.
     pub fn waiting(&self, limit: usize) -> usize {
         let can_start = self.ours.values().filter(|partition| !partition.ledger.is_full(limit));
-        can_start.map(|partition| partition.queue.len() + partition.reclaimed.len()).sum::<usize>()
-            + self.acquired.len()
+        let waiting = can_start.map(|partition| partition.queue.len() + partition.reclaimed.len());
+        let acquired = self.acquired.iter().filter(|record| !self.running.contains(&record.place()));
+        waiting.sum::<usize>() + acquired.count()
     }
 
     /// How many records wait at all.
     pub fn unstarted(&self) -> usize {
         let waiting = self.ours.values().map(|partition| partition.queue.len() + partition.reclaimed.len());
         waiting.sum::<usize>() + self.acquired.len()
+    }
+
+    /// In short, for the log: how far each partition is committed, and what is settled beyond.
+    pub fn status(&self) -> String {
+        let partitions = self.ours.iter().map(|(id, partition)| {
+            let (committed, metadata) = (partition.committed, partition.ledger.metadata().len());
+            format!("{id} committed to {committed}, {metadata} character(s) of metadata")
+        });
+        partitions.collect::<Vec<_>>().join("; ")
     }
 
     /// Forgets what waits: it stays on the topic. Returns the records that were ours by themselves.

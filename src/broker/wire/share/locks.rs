@@ -42,6 +42,8 @@ pub const DOUBT: Duration = Duration::from_secs(3);
 pub struct Locks {
     held: BTreeMap<At, Held>,
     lock_time: Duration,
+    /// How often locks were renewed.
+    renewals: u64,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,7 @@ pub struct Lost {
 impl Locks {
     /// None yet; locks last `lock_time` as long as no leader has said otherwise.
     pub fn new(lock_time: Duration) -> Locks {
-        Locks { held: BTreeMap::new(), lock_time }
+        Locks { held: BTreeMap::new(), lock_time, renewals: 0 }
     }
 
     /// How long locks last, as a leader says.
@@ -163,6 +165,7 @@ impl Locks {
                 (None, _) if answer == Answer::Renew => {
                     held.lock.extend(until);
                     (held.until, held.renew_at) = (until, renew_at);
+                    self.renewals += 1;
                 }
                 _ => drop(self.held.remove(&(partition, offset))),
             }
@@ -267,6 +270,12 @@ impl Locks {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
+    }
+
+    /// In short, for the log.
+    pub fn status(&self) -> String {
+        let in_doubt = self.held.values().filter(|held| held.doubt.is_some()).count();
+        format!("{} lock(s) held, {in_doubt} in doubt, {} renewal(s) so far", self.held.len(), self.renewals)
     }
 
     /// The lowest offset of each partition, where it has been held since before `before`.

@@ -1,13 +1,16 @@
 //! Records of a topic for a member of a share group (KIP-932): each is acquired by itself, kept by renewing its lock while
 //! its command runs (KIP-1222), and accepted when its result is acknowledged.
 //!
-//! From the bottom up: `session` (one with each leader), `locks` (what is ours, pure), `member` (which partitions to fetch
-//! from), `setup` (the group's settings); this puts them together. It asks for no more records than there are idle threads.
+//! From the bottom up: `session` (one with each of the `leaders`), `locks` (what is ours, pure), `member` (which partitions to
+//! fetch from), `setup` (the group's settings), `window` (who holds up a partition); this puts them together. It asks for no
+//! more records than there are idle threads.
 
+mod leaders;
 mod locks;
 mod member;
 mod session;
 pub mod setup;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -23,17 +26,19 @@ use super::cluster::{Cluster, Purpose};
 use super::conn::{Connection, wait_readable_or};
 use super::dial::Dialer;
 use super::errors::{self, Doing};
-use super::{ends, in_short, records};
+use super::{in_short, records};
 use crate::broker::outage::Outage;
 use crate::broker::waker::Waker;
 use crate::broker::{At, Commit, Demand, Event, Position, Record, Source};
-use crate::config::{self, StartFrom};
+use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::record::show_key;
+use leaders::Leaders;
 use locks::{Acquired, Answer, Answers, Locks, Lost};
 use member::Member;
 pub use session::VERSION;
 use session::{Identity, Limits, Part, Reply, Session};
+use window::Window;
 
 /// How long a lock lasts as long as no leader has said: Kafka's default.
 const LOCK_TIME: Duration = Duration::from_secs(30);
@@ -45,10 +50,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often, at most, the cluster is asked again who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
-/// How often it is looked whether a command that runs long holds up its partition.
-const WINDOW_LOOK: Duration = Duration::from_secs(10);
-/// From this part of the window on it is said.
-const WINDOW_FULL: f64 = 0.75;
 /// How many fetches in a row have to bring nothing until nothing is there: the first may come before the leader is ready.
 const READ_ALL: u32 = 2;
 
@@ -58,9 +59,7 @@ pub struct ShareSource {
     who: Identity,
     cluster: Cluster,
     member: Member,
-    leaders: BTreeMap<i32, Leader>,
-    /// Which leader a partition was last dealt with by.
-    routes: BTreeMap<i32, i32>,
+    leaders: Leaders,
     locks: Locks,
     /// The keys of the records that are locked, for messages.
     keys: BTreeMap<At, Option<Vec<u8>>>,
@@ -71,11 +70,11 @@ pub struct ShareSource {
     /// Who leads is to be asked, and not before the time given.
     stale: Option<Instant>,
     refreshed: Instant,
-    window_at: Instant,
-    /// The command that was said to hold up its partition.
-    told_window: BTreeSet<At>,
+    window: Window,
     /// Records whose batch cannot be read, as was said.
     corrupt: BTreeSet<At>,
+    /// Whether it is to be found out soon that nothing is left.
+    ends_when_empty: bool,
 }
 
 /// How to read.
@@ -84,19 +83,6 @@ struct Settings {
     long_poll: Duration,
     bytes: i32,
     metadata_max_age: Duration,
-    /// Records that can be locked behind the oldest one of a partition.
-    window: i64,
-}
-
-/// One leader.
-struct Leader {
-    session: Option<Session>,
-    retry_at: Instant,
-    outage: Outage,
-    /// When it was last asked for records.
-    asked_at: Instant,
-    /// How many fetches in a row have brought nothing.
-    dry: u32,
 }
 
 impl ShareSource {
@@ -117,8 +103,7 @@ impl ShareSource {
             },
             cluster,
             member: Member::new(config.group.clone(), config.topic.clone(), member, patience),
-            leaders: BTreeMap::new(),
-            routes: BTreeMap::new(),
+            leaders: Leaders::default(),
             locks: Locks::new(LOCK_TIME),
             keys: BTreeMap::new(),
             waker: Arc::new(Waker::new()?),
@@ -126,15 +111,14 @@ impl ShareSource {
                 long_poll: settings.fetch_max_wait,
                 bytes: settings.fetch_max_bytes,
                 metadata_max_age: settings.metadata_max_age,
-                window: group.window,
             },
             group_outage: Outage::new("taking part in the share group"),
             group_retry_at: now,
             stale: None,
             refreshed: now,
-            window_at: now + WINDOW_LOOK,
-            told_window: BTreeSet::new(),
+            window: Window::new(group.window),
             corrupt: BTreeSet::new(),
+            ends_when_empty: false,
         })
     }
 
@@ -145,7 +129,7 @@ impl ShareSource {
         self.refresh_if_stale();
         self.find_routes();
         let mut wanted = demand.want;
-        for leader in self.leaders.keys().copied().collect::<Vec<_>>() {
+        for leader in self.leaders.in_turn() {
             self.receive(leader, &mut wanted, events)?;
         }
         self.ask(wanted)?;
@@ -199,7 +183,7 @@ impl ShareSource {
         if topic != self.who.topic {
             warn!("topic {} was made anew; what was locked in the old one is gone with it", self.topic);
             self.who.topic = topic;
-            for leader in self.leaders.keys().copied().collect::<Vec<_>>() {
+            for leader in self.leaders.in_turn() {
                 self.forget_session(leader);
             }
         }
@@ -214,27 +198,14 @@ impl ShareSource {
                 self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
                 continue;
             };
-            if self.routes.insert(partition, leader).is_some_and(|before| before != leader) {
+            if self.leaders.route(partition, leader) {
                 self.locks.doubt(partition);
             }
-            let now = Instant::now();
-            self.leaders.entry(leader).or_insert_with(|| Leader {
-                session: None,
-                retry_at: now,
-                outage: Outage::new("reading"),
-                asked_at: now,
-                dry: 0,
-            });
         }
     }
 
-    /// The partitions that a leader leads, of which locks are ours or records are wanted.
-    fn led_by(&self, leader: i32) -> BTreeSet<i32> {
-        self.routes.iter().filter(|(_, led_by)| **led_by == leader).map(|(&partition, _)| partition).collect()
-    }
-
     fn receive(&mut self, id: i32, wanted: &mut usize, events: &mut Vec<Event>) -> Result<()> {
-        let Some(session) = self.leaders.get_mut(&id).and_then(|leader| leader.session.as_mut()) else { return Ok(()) };
+        let Some(session) = self.leaders.get_mut(id).and_then(|leader| leader.session.as_mut()) else { return Ok(()) };
         match session.receive(PATIENCE) {
             Ok(None) => Ok(()),
             Ok(Some(reply)) => self.take(id, reply, wanted, events),
@@ -285,13 +256,13 @@ impl ShareSource {
             }
         }
         if is_fetch {
-            for partition in self.led_by(id) {
+            for partition in self.leaders.led_by(id) {
                 for lost in self.locks.contact(partition, now) {
                     self.lost(lost, "the broker has given it up, and another worker has it by now");
                 }
             }
         }
-        let Some(leader) = self.leaders.get_mut(&id) else { return Ok(()) };
+        let Some(leader) = self.leaders.get_mut(id) else { return Ok(()) };
         if is_fetch {
             leader.dry = if came == 0 { leader.dry.saturating_add(1) } else { 0 };
         }
@@ -384,17 +355,17 @@ impl ShareSource {
         }
         let now = Instant::now();
         self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
-        if let Some(leader) = self.leaders.get_mut(&id) {
+        if let Some(leader) = self.leaders.get_mut(id) {
             leader.retry_at = now + leader.outage.failed(&e, now);
         }
         Ok(())
     }
 
     fn forget_session(&mut self, id: i32) {
-        if let Some(leader) = self.leaders.get_mut(&id) {
+        if let Some(leader) = self.leaders.get_mut(id) {
             leader.session = None;
         }
-        for partition in self.led_by(id) {
+        for partition in self.leaders.led_by(id) {
             self.locks.doubt(partition);
         }
     }
@@ -402,14 +373,10 @@ impl ShareSource {
     /// Asks every leader that is not busy for what is due: answers, renewals, records.
     fn ask(&mut self, wanted: usize) -> Result<()> {
         let now = Instant::now();
-        let asked: usize =
-            self.leaders.values().filter_map(|leader| leader.session.as_ref()).map(Session::asked_for).sum();
-        let mut free = wanted.saturating_sub(asked);
-        let mut order: Vec<(Instant, i32)> = self.leaders.iter().map(|(&id, leader)| (leader.asked_at, id)).collect();
-        order.sort(); // whoever was not asked for the longest time goes first
+        let mut free = wanted.saturating_sub(self.leaders.asked_for());
         let mut failure = Ok(());
-        for (_, id) in order {
-            let share = self.share_of(id, free);
+        for id in self.leaders.in_turn() {
+            let share = self.leaders.share_of(id, free);
             match self.ask_leader(id, share, now) {
                 Ok(asked) => free = free.saturating_sub(asked),
                 Err(e) => failure = failure.and(self.broken(id, e)),
@@ -418,21 +385,9 @@ impl ShareSource {
         failure
     }
 
-    /// How many of `free` records a leader is asked for. One that had nothing lately is asked for a single one, so that
-    /// those with more can fill the threads.
-    fn share_of(&self, id: i32, free: usize) -> usize {
-        let (dry, all) = (|leader: &Leader| leader.dry > 0, self.leaders.len());
-        let Some(leader) = self.leaders.get(&id).filter(|_| free > 0) else { return 0 };
-        match (all, dry(leader)) {
-            (1, _) => free,
-            (_, true) => 1,
-            _ => free.div_ceil(self.leaders.values().filter(|leader| !dry(leader)).count()),
-        }
-    }
-
     /// Sends a leader what is due. Returns how many records it was asked for.
     fn ask_leader(&mut self, id: i32, wanted: usize, now: Instant) -> Result<usize> {
-        let partitions = self.led_by(id);
+        let partitions = self.leaders.led_by(id);
         let assigned: BTreeSet<i32> = self.member.assigned().map_or(BTreeSet::new(), |assigned| assigned & &partitions);
         let missing: usize = partitions.iter().map(|&partition| self.locks.missing(partition)).sum();
         let due: Vec<i32> =
@@ -440,8 +395,8 @@ impl ShareSource {
         let from: BTreeSet<i32> =
             partitions.iter().copied().filter(|id| assigned.contains(id) || self.locks.missing(*id) > 0).collect();
         let wanted = if from.is_empty() { 0 } else { wanted + missing };
-        let others_have_more = self.leaders.len() > 1;
-        let Some(leader) = self.leaders.get_mut(&id) else { return Ok(0) };
+        let others_have_more = self.leaders.count() > 1;
+        let Some(leader) = self.leaders.get_mut(id) else { return Ok(0) };
         if now < leader.retry_at
             || leader.session.as_ref().is_some_and(Session::is_busy)
             || (due.is_empty() && wanted == 0)
@@ -467,49 +422,21 @@ impl ShareSource {
             session.acknowledge(&self.who, answers, false, deadline)?;
             return Ok(0);
         }
-        let wait = if self.locks.is_empty() && !others_have_more { self.settings.long_poll } else { BUSY_WAIT };
+        let is_idle = self.locks.is_empty() && !others_have_more && !self.ends_when_empty;
+        let wait = if is_idle { self.settings.long_poll } else { BUSY_WAIT };
         let wait = wait.min(self.settings.long_poll).min(self.locks.lock_time() / 10);
         leader.asked_at = now;
         session.fetch(&self.who, &from, Limits { records: wanted, wait, ..none }, answers, deadline)?;
         Ok(wanted)
     }
 
-    /// Says which command holds up its partition: only so many records can be locked behind the oldest one.
     fn watch_window(&mut self) {
-        let now = Instant::now();
-        if now < self.window_at {
-            return;
-        }
-        self.window_at = now + WINDOW_LOOK;
-        let oldest = self.locks.oldest(now - WINDOW_LOOK);
-        self.told_window.retain(|at| oldest.contains(at));
-        let asked: BTreeSet<i32> = oldest.iter().map(|at| at.0).collect();
-        if asked.is_empty() {
-            return;
-        }
+        let Some(long_ago) = self.window.due(Instant::now()) else { return };
+        let oldest = self.locks.oldest(long_ago);
+        let keys = &self.keys;
+        let name = |at: &At| show_key(keys.get(at).and_then(|key| key.as_deref()));
         // Renewals wait meanwhile.
-        let patience = self.locks.lock_time() / 6;
-        let ends = match ends::ask(&self.cluster, &self.topic, &asked, StartFrom::Latest, false, patience) {
-            Ok(ends) => ends,
-            Err(e) => return debug!("{e}"),
-        };
-        for at in oldest {
-            let behind = ends.get(&at.0).map_or(0, |end| end - at.1 - 1);
-            debug!(
-                "{}-{}@{}: {behind} record(s) behind the oldest lock, of a window of {}",
-                self.topic, at.0, at.1, self.settings.window
-            );
-            if (behind as f64) < WINDOW_FULL * self.settings.window as f64 || !self.told_window.insert(at) {
-                continue;
-            }
-            let key = show_key(self.keys.get(&at).and_then(|key| key.as_deref()));
-            warn!(
-                "{}-{}@{} key={key} runs long, and {behind} record(s) were written behind it: no more than {} can be taken before it \
-                 ends. Give long commands a topic of their own or more partitions, or raise \
-                 share.partition.max.record.locks of the group",
-                self.topic, at.0, at.1, self.settings.window
-            );
-        }
+        self.window.look(&oldest, &self.cluster, &self.topic, self.locks.lock_time() / 6, name);
     }
 
     fn settle(&mut self, at: At, answer: Answer) {
@@ -519,13 +446,13 @@ impl ShareSource {
 
     /// Waits for an answer, for the bell, or until something is due.
     fn wait(&self, deadline: Instant) {
-        let sessions = self.leaders.values().filter_map(|leader| leader.session.as_ref());
+        let sessions = self.leaders.sessions();
         let mut connections: Vec<&Connection> =
             sessions.filter(|session| session.is_busy()).map(Session::conn).collect();
         connections.extend(self.member.awaited());
         let now = Instant::now();
-        let retries = self.leaders.values().map(|leader| leader.retry_at).filter(|&at| at > now);
-        let until = retries.chain(self.stale).chain(self.locks.next_due().filter(|&at| at > now));
+        let until = self.leaders.next_retry(now).into_iter().chain(self.stale);
+        let until = until.chain(self.locks.next_due().filter(|&at| at > now));
         let until = until.chain([self.member.due().max(self.group_retry_at), deadline]).min();
         wait_readable_or(&connections, &self.waker, until.unwrap_or(deadline));
     }
@@ -578,26 +505,28 @@ impl Source for ShareSource {
     }
 
     fn has_read_all(&mut self) -> Result<bool> {
+        self.ends_when_empty = true;
         // A group that is new has no partitions for a moment.
         let Some(assigned) = self.member.assigned().filter(|assigned| !assigned.is_empty()) else { return Ok(false) };
-        let leaders: BTreeSet<i32> = assigned.iter().filter_map(|id| self.routes.get(id)).copied().collect();
-        let is_dry = |id: &i32| self.leaders.get(id).is_some_and(|leader| leader.dry >= READ_ALL);
-        Ok(self.locks.is_empty() && leaders.iter().all(is_dry))
+        let is_dry = |id: &i32| self.leaders.of(*id).is_some_and(|leader| leader.dry >= READ_ALL);
+        Ok(self.locks.is_empty() && assigned.iter().all(is_dry))
+    }
+
+    fn status(&self) -> String {
+        let partitions = self.member.assigned().map_or("none yet".into(), in_short);
+        format!("share group: partition(s) {partitions}, {}{}", self.locks.status(), self.window.status())
     }
 
     fn leave(&mut self) -> Result<bool> {
-        let is_busy = |leader: &Leader| leader.session.as_ref().is_some_and(Session::is_busy);
-        if self.locks.owes_answers() || self.leaders.values().any(is_busy) {
+        if self.locks.owes_answers() || self.leaders.sessions().any(Session::is_busy) {
             return Ok(false); // they are sent, and taken, by polling
         }
         let deadline = Instant::now() + PATIENCE;
-        for leader in self.leaders.values_mut() {
+        for mut session in self.leaders.take_sessions().filter(Session::is_open) {
             // Frees what is still locked at once. If it fails, the connection's end does the same.
-            let Some(session) = leader.session.as_mut().filter(|session| session.is_open()) else { continue };
             if let Err(e) = session.close(&self.who, deadline) {
                 debug!("{e}");
             }
-            leader.session = None;
         }
         self.member.leave(&mut self.cluster).map(|()| true)
     }

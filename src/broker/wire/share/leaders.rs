@@ -1,0 +1,126 @@
+//! The leaders of our partitions, our session with each, and how much each is asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::session::Session;
+use crate::broker::outage::Outage;
+
+/// All leaders, by broker id.
+#[derive(Default)]
+pub struct Leaders {
+    all: BTreeMap<i32, Leader>,
+    /// Which leader a partition was last dealt with by.
+    routes: BTreeMap<i32, i32>,
+}
+
+/// One leader.
+pub struct Leader {
+    /// Our session with it.
+    pub session: Option<Session>,
+    /// It is not asked before.
+    pub retry_at: Instant,
+    /// Trouble with it.
+    pub outage: Outage,
+    /// When it was last asked for records.
+    pub asked_at: Instant,
+    /// How many fetches in a row have brought nothing.
+    pub dry: u32,
+}
+
+impl Leaders {
+    /// A partition is led by `leader`. Returns whether it was led by another one before.
+    pub fn route(&mut self, partition: i32, leader: i32) -> bool {
+        let now = Instant::now();
+        self.all.entry(leader).or_insert_with(|| Leader {
+            session: None,
+            retry_at: now,
+            outage: Outage::new("reading"),
+            asked_at: now,
+            dry: 0,
+        });
+        self.routes.insert(partition, leader).is_some_and(|before| before != leader)
+    }
+
+    /// The leader of a partition.
+    pub fn of(&self, partition: i32) -> Option<&Leader> {
+        self.all.get(self.routes.get(&partition)?)
+    }
+
+    /// The partitions that a leader leads.
+    pub fn led_by(&self, leader: i32) -> BTreeSet<i32> {
+        self.routes.iter().filter(|(_, led_by)| **led_by == leader).map(|(&partition, _)| partition).collect()
+    }
+
+    /// A leader by its id.
+    pub fn get_mut(&mut self, id: i32) -> Option<&mut Leader> {
+        self.all.get_mut(&id)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Their ids; whoever was not asked for records for the longest time goes first.
+    pub fn in_turn(&self) -> Vec<i32> {
+        let mut order: Vec<(Instant, i32)> = self.all.iter().map(|(&id, leader)| (leader.asked_at, id)).collect();
+        order.sort();
+        order.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// How many records are asked for by now.
+    pub fn asked_for(&self) -> usize {
+        self.sessions().map(Session::asked_for).sum()
+    }
+
+    /// How many of `free` records a leader is asked for. One that had nothing lately is asked for a single one, so that
+    /// those with more can fill the threads.
+    pub fn share_of(&self, id: i32, free: usize) -> usize {
+        let Some(leader) = self.all.get(&id).filter(|_| free > 0) else { return 0 };
+        match (self.all.len(), leader.dry) {
+            (1, _) => free,
+            (_, 0) => free.div_ceil(self.all.values().filter(|leader| leader.dry == 0).count()),
+            _ => 1,
+        }
+    }
+
+    /// Our sessions.
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.all.values().filter_map(|leader| leader.session.as_ref())
+    }
+
+    /// Our sessions, to be closed.
+    pub fn take_sessions(&mut self) -> impl Iterator<Item = Session> {
+        self.all.values_mut().filter_map(|leader| leader.session.take())
+    }
+
+    /// When the next one may be asked again after trouble.
+    pub fn next_retry(&self, now: Instant) -> Option<Instant> {
+        self.all.values().map(|leader| leader.retry_at).filter(|&at| at > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_had_nothing_is_asked_for_one_record_while_others_have_more() {
+        let mut leaders = Leaders::default();
+        assert!(!leaders.route(0, 1));
+        assert_eq!(leaders.share_of(1, 8), 8, "alone it is asked for all, dry or not");
+        leaders.get_mut(1).unwrap().dry = 5;
+        assert_eq!((leaders.share_of(1, 8), leaders.share_of(1, 0)), (8, 0));
+        leaders.route(1, 2);
+        leaders.route(2, 3);
+        assert_eq!((leaders.share_of(1, 8), leaders.share_of(2, 7), leaders.share_of(3, 3)), (1, 4, 2));
+    }
+
+    #[test]
+    fn a_partition_that_moves_is_noticed() {
+        let mut leaders = Leaders::default();
+        assert_eq!((leaders.route(0, 1), leaders.route(0, 1), leaders.route(0, 2)), (false, false, true));
+        assert_eq!((leaders.led_by(1), leaders.led_by(2)), ([].into(), [0].into()));
+    }
+}
