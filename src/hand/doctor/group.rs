@@ -26,8 +26,8 @@ const WITH_RIGHTS: i16 = 3;
 /// The version of ListGroups that tells of which kind a group is.
 const LIST_GROUPS: i16 = 5;
 
-/// Checks it.
-pub fn check(reach: &Reach, config: &Config, cluster: &mut Cluster, view: &View, report: &mut Report) -> Result<()> {
+/// Checks it. Returns whether it is to be a share group.
+pub fn check(reach: &Reach, config: &Config, cluster: &mut Cluster, view: &View, report: &mut Report) -> Result<bool> {
     let kafka = reach.kafka;
     let what = format!("group {}", kafka.group);
     let partitions = view.partition_count(&kafka.topic);
@@ -44,9 +44,10 @@ pub fn check(reach: &Reach, config: &Config, cluster: &mut Cluster, view: &View,
     let (listed, described, choice) = match found {
         Ok(found) => found,
         Err(e) if e.kind() == Kind::Refused => {
-            return report.problem(&what, e.without(&what), &reach.grant("Read", "group", &kafka.group));
+            report.problem(&what, e.without(&what), &reach.grant("Read", "group", &kafka.group))?;
+            return Ok(false);
         }
-        Err(e) => return report.error(&what, &e),
+        Err(e) => return report.error(&what, &e).map(|()| false),
     };
     if !Operation::Read.is_in(described.authorized_operations) {
         report.problem(&what, "operation Read is not authorised", &reach.grant("Read", "group", &kafka.group))?;
@@ -67,10 +68,11 @@ pub fn check(reach: &Reach, config: &Config, cluster: &mut Cluster, view: &View,
         _ => classic(&what, &described, reach, report)?,
     }
     match share {
-        Some(facts) => deliveries(&what, facts, config.exec.max_deliveries, report),
-        None if partitions > 0 => workers(reach, partitions, config.threads.get(), report),
-        None => Ok(()),
+        Some(facts) => deliveries(&what, facts, config.exec.max_deliveries, report)?,
+        None if partitions > 0 => workers(reach, partitions, config.threads.get(), report)?,
+        None => {}
     }
+    Ok(share.is_some())
 }
 
 /// A share group shares records; what limits it is how often one is delivered.

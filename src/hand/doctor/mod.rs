@@ -31,8 +31,11 @@ pub fn run(reach: &Reach, config: &Config, asked: &Doctor, out: &mut Out) -> Res
             Ok(view) => {
                 brokers::advertised(reach, &view, &mut report)?;
                 let there = topics::check(reach, &view, asked, &mut report)?;
-                settings::check(reach, &mut cluster, &view, &there, &mut report)?;
-                group::check(reach, config, &mut cluster, &view, &mut report)?;
+                let kept = settings::check(reach, &mut cluster, &there, &mut report)?;
+                let is_share = group::check(reach, config, &mut cluster, &view, &mut report)?;
+                if let Some(kept) = kept.filter(|_| !is_share) {
+                    settings::offsets(reach, &view, kept, &mut report)?;
+                }
             }
         }
     }

@@ -29,14 +29,16 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Settings of a topic, or of a broker, by name.
 type Settings = BTreeMap<String, String>;
 
-/// Checks them.
+/// How long a topic keeps its records; `None`: for ever.
+pub type Kept = Option<Duration>;
+
+/// Checks them; returns how long commands are kept, if that is told.
 pub fn check(
     reach: &Reach,
     cluster: &mut Cluster,
-    view: &View,
     topics: &[(Use, String)],
     report: &mut Report,
-) -> Result<()> {
+) -> Result<Option<Kept>> {
     let mut commands_kept = None;
     for (what, name) in topics {
         let resource = resource(TOPIC, name, &["cleanup.policy", "retention.ms"]);
@@ -58,20 +60,10 @@ pub fn check(
             }
         }
     }
-    match commands_kept {
-        Some(kept) => offsets(reach, view, kept, report),
-        None => Ok(()),
-    }
+    Ok(commands_kept)
 }
 
-fn one_topic(
-    reach: &Reach,
-    what: Use,
-    name: &str,
-    settings: &Settings,
-    kept: Option<Duration>,
-    report: &mut Report,
-) -> Result<()> {
+fn one_topic(reach: &Reach, what: Use, name: &str, settings: &Settings, kept: Kept, report: &mut Report) -> Result<()> {
     let change = |setting: String| {
         let rest = format!("--alter --entity-type topics --entity-name '{name}' --add-config {setting}");
         reach.tool("kafka-configs", &rest)
@@ -111,8 +103,9 @@ fn one_topic(
     Ok(())
 }
 
-/// A group that nobody is in forgets after a while where it stood. If the topic remembers for longer, all of it is new then.
-fn offsets(reach: &Reach, view: &View, kept: Option<Duration>, report: &mut Report) -> Result<()> {
+/// A consumer group that nobody is in forgets after a while where it stood. If the topic remembers for longer, all of it is
+/// new then.
+pub fn offsets(reach: &Reach, view: &View, kept: Kept, report: &mut Report) -> Result<()> {
     const NAME: &str = "offsets.retention.minutes";
     let Some((id, address)) = view.brokers.iter().next() else { return Ok(()) };
     let resource = resource(BROKER, &id.to_string(), &[NAME]);
