@@ -1,6 +1,6 @@
 # Everything a developer or CI runs. `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-airflow bench-airflow check broker clean rust
+.PHONY: help build install dist deb demo test test-airflow test-packages bench-airflow check broker clean rust
 # Where rustup puts cargo, for shells that do not have it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
@@ -9,6 +9,18 @@ help: ## list the targets
 
 build: rust ## build the release binary
 	cargo build --release --locked
+
+prefix ?= /usr/local
+PROGRAM ?= $(or $(CARGO_TARGET_DIR),target)/release/airkafka-worker
+# Builds nothing: it is mostly root who says this.
+install: ## install what `make build` built, with man page, completions and units, below $(DESTDIR)$(prefix)
+	@fixtures/packaging/install.sh "$(PROGRAM)" "$(DESTDIR)" "$(prefix)"
+
+dist: rust ## build a static program and pack it, with all that goes with it, into a tarball in dist/
+	fixtures/packaging/pack.sh dist dist
+
+deb: rust ## the same as a Debian package
+	fixtures/packaging/pack.sh deb dist
 
 demo: rust ## run six commands through a real Kafka broker and print their outcomes
 	@fixtures/demo/run.sh
@@ -26,6 +38,9 @@ test-airflow: build broker ## run the executor's tests with real Airflow 2.11.2 
 	  echo "Airflow $$version:"; \
 	  PYTHONPATH=executor "$$venv/bin/python" -m pytest -q -p no:cacheprovider executor/tests || exit; done
 
+test-packages: rust ## make the packages of a debug build and check them on bare systems, as root on Debian or Ubuntu
+	AIRKAFKA_PACK_PROFILE=dev fixtures/packaging/check.sh
+
 bench-airflow: build broker ## what a task of Airflow costs: this worker, CeleryExecutor with Redis, LocalExecutor
 	executor/tests/venv.sh need-postgres
 	executor/tests/venv.sh need-redis
@@ -42,10 +57,14 @@ check: rust ## formatting, lints, documentation and scripts, as CI checks them
 	bash -n fixtures/demo/run.sh
 	sh -n fixtures/demo/airflow
 	bash -n executor/tests/venv.sh
+	bash -n fixtures/packaging/install.sh
+	bash -n fixtures/packaging/pack.sh
+	bash -n fixtures/packaging/check.sh
+	for script in postinst prerm postrm; do sh -n fixtures/packaging/deb/$$script || exit; done
 	bash -n .ci/run
 	@if command -v shellcheck >/dev/null; then \
 	  shellcheck fixtures/broker/kafka.sh fixtures/batches/capture.sh fixtures/demo/run.sh fixtures/demo/airflow \
-	    executor/tests/venv.sh .ci/run; fi
+	    fixtures/packaging/*.sh fixtures/packaging/deb/p* executor/tests/venv.sh .ci/run; fi
 	ruff=$$(executor/tests/venv.sh tools)/bin/ruff && \
 	  "$$ruff" check --no-cache --config executor/pyproject.toml executor fixtures/preload && \
 	  "$$ruff" format --check --no-cache --config executor/pyproject.toml executor fixtures/preload

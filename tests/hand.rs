@@ -290,7 +290,7 @@ fn an_unknown_word_is_told_with_the_one_that_was_meant() {
         (&["results", "--wait"], "--wait is no option of results, but of send\n"),
         (
             &["frobnicate"],
-            "unexpected argument \"frobnicate\"; a subcommand is one of: start, send, results, doctor, init\n",
+            "unexpected argument \"frobnicate\"; a subcommand is one of: start, send, results, doctor, init, generate\n",
         ),
     ] {
         let called = call(words, "").expect(2);

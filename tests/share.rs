@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use serde_json::{Value, json};
-use support::broker::{Broker, tool_of};
+use support::broker::{Broker, Cluster, tool_of};
 use support::client::Client;
 use support::kafka::KeyValue;
 use support::scene::{Scene, stop};
@@ -471,4 +471,23 @@ fn without_rights_to_settings_it_says_what_to_run_and_a_session_that_runs_out_co
     assert!(!worker.log().contains("fails:"), "{}", worker.log());
     stop(worker);
     assert_eq!(scene.starts()["long"].len(), 1);
+}
+
+#[test]
+fn a_leader_that_dies_under_load_costs_no_command() {
+    let cluster = Cluster::start(&version());
+    let scene =
+        Scene::new(cluster.client(), &cluster.addresses(), 3, |name, count| cluster.create_topic(name, count, 3));
+    let workers: Vec<Worker> = (0..2).map(|_| scene.worker(&[&SHARE[..], &["--threads", "4"]].concat())).collect();
+    let records = scene.traced(0..600, 0.1);
+    scene.spread(&records);
+    workers[0].wait_until("a third", || scene.ended() >= 200);
+    let leader = scene.client.leader(&scene.commands, 0);
+    cluster.kill(leader);
+    let done = || scene.client.read_all(&scene.results).into_iter().map(|(key, _)| key).collect::<BTreeSet<_>>().len();
+    workers[0].wait_until("all results", || results(&scene) >= 600 && done() == 600);
+    cluster.start_again(leader);
+    scene.assert_none_lost(&records, &workers.iter().collect::<Vec<_>>());
+    workers.into_iter().for_each(stop);
+    assert_nothing_left(&scene);
 }

@@ -4,10 +4,10 @@
 
 use super::options::{self, Fallback, Opt};
 use super::subcommand::Subcommand;
-use super::{NAME, VERSION};
+use super::{NAME, VERSION, generate};
 
 /// Width of the help text.
-const WIDTH: usize = 100;
+pub(super) const WIDTH: usize = 100;
 /// Column in which the explanations begin.
 const COLUMN: usize = 30;
 
@@ -83,9 +83,10 @@ pub fn help(subcommand: Subcommand) -> String {
     if subcommand == Subcommand::Start {
         text += "\nSubcommands (each has its own --help)\n";
         for subcommand in Subcommand::ALL {
-            text += &format!("  {:<9}{}\n", subcommand.name(), subcommand.about());
+            text += &format!("  {:<10}{}\n", subcommand.name(), subcommand.about());
         }
-        text += &format!("  {:<9}print the version\n", "version");
+        text += &format!("  {:<10}print the man page, or the completion for a shell\n", generate::WORD);
+        text += &format!("  {:<10}print the version\n", "version");
     }
     let mut heading = "";
     for opt in options::of(subcommand) {

@@ -3,6 +3,7 @@
 //! Puts the words into [`Args`] and no further: whether a value makes sense is for [`config`](crate::config) to say.
 //! Prints nothing and ends nothing; the caller does what [`Parsed`] tells.
 
+mod generate;
 mod help;
 pub mod options;
 pub mod subcommand;
@@ -248,6 +249,9 @@ pub enum Parsed {
 /// Understands the command line; `args` is what follows the name of the program.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Parsed {
     let words: Vec<OsString> = args.into_iter().collect();
+    if let Some(parsed) = generate::asked(&words) {
+        return parsed;
+    }
     let (subcommand, rest) = split(&words);
     match understand(subcommand, &words, rest) {
         Ok(parsed) => parsed,
@@ -396,9 +400,9 @@ fn unexpected(subcommand: Subcommand, word: &str, late: bool) -> String {
             "unexpected argument {typed}; the command goes behind --: {NAME} send [OPTION...] -- COMMAND..."
         );
     }
-    let subcommands = Subcommand::ALL.map(Subcommand::name);
+    let subcommands: Vec<&str> = Subcommand::ALL.map(Subcommand::name).into_iter().chain([generate::WORD]).collect();
     if subcommand == Subcommand::Start
-        && let Some(meant) = near_miss(word, subcommands)
+        && let Some(meant) = near_miss(word, subcommands.iter().copied())
     {
         return match late {
             true => format!("unexpected argument {typed}; the word {meant} may only come first"),

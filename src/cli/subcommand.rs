@@ -54,6 +54,7 @@ impl Subcommand {
 Usage: airkafka-worker [start] --brokers HOST:PORT[,HOST:PORT...] [OPTION...]
        airkafka-worker [start] --input FILE [OPTION...]
        airkafka-worker SUBCOMMAND [OPTION...]
+       airkafka-worker generate man|bash|zsh|fish
 
 Runs commands from a Kafka topic in parallel as subprocesses and writes their true outcome to a
 result topic.
@@ -102,10 +103,11 @@ to the file that --config names, if it has none; without --config it is printed.
             Start => super::help::TAIL,
             Send => {
                 "
-Exit codes
-  0 if all is written, else those of airkafka-worker. With --wait: that of the command, as a shell
-  shows it, or 0 or 1 by its state where the result tells no more; with --file 0 if all succeeded, 3
-  if some failed; 75 if a result did not come within --wait-timeout.
+Exit codes (beside those of the worker)
+   0  all is written, and with --wait has succeeded
+   3  some have failed, with --file and --wait
+  75  a result did not come within --wait-timeout
+  One command with --wait: its own exit code, as a shell shows it; 1 if it failed and none is told.
 
 Examples
   airkafka-worker send --brokers localhost:9092 --wait -- echo hello

@@ -149,8 +149,11 @@ fn usage_errors_say_what_to_do() {
         (&["threads", "8"], "unexpected argument \"threads\"; did you mean --threads?"),
         (&["-v", "--", "x:y"], "unexpected argument \"x:y\"; every value belongs to an option"),
         (&["results", "-"], "unexpected argument \"-\"; every value belongs to an option"),
-        (&[""], "unexpected argument \"\"; a subcommand is one of: start, send, results, doctor, init"),
-        (&["b:9092"], "unexpected argument \"b:9092\"; a subcommand is one of: start, send, results, doctor, init"),
+        (&[""], "unexpected argument \"\"; a subcommand is one of: start, send, results, doctor, init, generate"),
+        (
+            &["b:9092"],
+            "unexpected argument \"b:9092\"; a subcommand is one of: start, send, results, doctor, init, generate",
+        ),
         (&["doktor"], "unexpected argument \"doktor\"; did you mean doctor?"),
         (&["-v", "result"], "unexpected argument \"result\"; the word results may only come first"),
         (

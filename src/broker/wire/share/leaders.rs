@@ -57,9 +57,14 @@ impl Leaders {
         self.all.get_mut(&id)
     }
 
-    /// How many there are.
+    /// Those that lead something.
+    fn leading(&self) -> BTreeSet<i32> {
+        self.routes.values().copied().collect()
+    }
+
+    /// How many lead something.
     pub fn count(&self) -> usize {
-        self.all.len()
+        self.leading().len()
     }
 
     /// Their ids; whoever was not asked for records for the longest time goes first.
@@ -77,11 +82,13 @@ impl Leaders {
     /// How many of `free` records a leader is asked for. One that had nothing lately is asked for a single one, so that
     /// those with more can fill the threads.
     pub fn share_of(&self, id: i32, free: usize) -> usize {
-        let Some(leader) = self.all.get(&id).filter(|_| free > 0) else { return 0 };
-        match (self.all.len(), leader.dry) {
-            (1, _) => free,
-            (_, 0) => free.div_ceil(self.all.values().filter(|leader| leader.dry == 0).count()),
-            _ => 1,
+        let is_dry = |id: &i32| self.all.get(id).is_none_or(|leader| leader.dry > 0);
+        let leading = self.leading();
+        match (free, leading.len(), is_dry(&id)) {
+            (0, ..) => 0,
+            (_, 1, _) => free,
+            (_, _, true) => 1,
+            _ => free.div_ceil(leading.iter().filter(|id| !is_dry(id)).count().max(1)),
         }
     }
 

@@ -244,6 +244,12 @@ impl Locks {
         over.into_iter().filter_map(|at| self.lose(at)).collect()
     }
 
+    /// All of them are gone.
+    pub fn lose_all(&mut self) -> Vec<Lost> {
+        let all: Vec<At> = self.held.keys().copied().collect();
+        all.into_iter().filter_map(|at| self.lose(at)).collect()
+    }
+
     fn lose(&mut self, at: At) -> Option<Lost> {
         let held = self.held.remove(&at)?;
         held.lock.lose();

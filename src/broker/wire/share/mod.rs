@@ -1,10 +1,11 @@
 //! Records of a topic for a member of a share group (KIP-932): each is acquired by itself, kept by renewing its lock while
 //! its command runs (KIP-1222), and accepted when its result is acknowledged.
 //!
-//! From the bottom up: `session` (one with each of the `leaders`), `locks` (what is ours, pure), `member` (which partitions to
+//! From the bottom up: `session` (one with each of the `leaders`), `contents` (what an answer holds), `locks` (what is ours, pure), `member` (which partitions to
 //! fetch from), `setup` (the group's settings), `window` (who holds up a partition); this puts them together. It asks for no
 //! more records than there are idle threads.
 
+mod contents;
 mod leaders;
 mod locks;
 mod member;
@@ -26,13 +27,14 @@ use super::cluster::{Cluster, Purpose};
 use super::conn::{Connection, wait_readable_or};
 use super::dial::Dialer;
 use super::errors::{self, Doing};
-use super::{in_short, records};
+use super::in_short;
 use crate::broker::outage::Outage;
 use crate::broker::waker::Waker;
 use crate::broker::{At, Commit, Demand, Event, Position, Record, Source};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::record::show_key;
+use contents::{Content, Given};
 use leaders::Leaders;
 use locks::{Acquired, Answer, Answers, Locks, Lost};
 use member::Member;
@@ -186,6 +188,10 @@ impl ShareSource {
             for leader in self.leaders.in_turn() {
                 self.forget_session(leader);
             }
+            // Before an offset of the new topic is taken for one of the old.
+            for lost in self.locks.lose_all() {
+                self.lost(lost, "its topic is gone");
+            }
         }
     }
 
@@ -248,15 +254,18 @@ impl ShareSource {
             }
         }
         let is_fetch = reply.asked_for > 0;
-        let mut came = 0;
+        let (mut came, mut answering) = (0, self.leaders.led_by(id));
         for (partition, part) in reply.partitions {
             match part.fetch_error {
                 None => came += self.acquire(partition, part, reply.sent, wanted, events),
-                code => trouble = code,
+                code => {
+                    trouble = code;
+                    answering.remove(&partition);
+                }
             }
         }
         if is_fetch {
-            for partition in self.leaders.led_by(id) {
+            for partition in answering {
                 for lost in self.locks.contact(partition, now) {
                     self.lost(lost, "the broker has given it up, and another worker has it by now");
                 }
@@ -282,39 +291,34 @@ impl ShareSource {
 
     /// Takes over the records that were acquired. Returns how many that were.
     fn acquire(&mut self, id: i32, part: Part, since: Instant, wanted: &mut usize, events: &mut Vec<Event>) -> usize {
-        let Some(from) = part.acquired.iter().map(|run| run.0).min() else { return 0 };
-        let now = Instant::now();
-        let batches = records::decode(part.records, from, &[]);
-        let read_to = batches.corrupt.as_ref().map_or(batches.next, |corrupt| corrupt.offset);
-        let mut records: BTreeMap<i64, records::Fetched> =
-            batches.records.into_iter().map(|record| (record.offset, record)).collect();
-        let mut count = 0;
-        for (offset, delivery) in
-            part.acquired.iter().flat_map(|&(first, last, count)| (first..=last).map(move |at| (at, count)))
-        {
-            count += 1;
+        let (now, given) = (Instant::now(), contents::sort_out(part));
+        let count = given.len();
+        for Given { offset, deliveries, content } in given {
             let at = (id, offset);
             let Acquired::New(lock) = self.locks.acquire(at, since, now) else {
                 debug!("{}-{id}@{offset} is ours again", self.topic);
                 continue;
             };
-            let Some(fetched) = records.remove(&offset) else {
-                match &batches.corrupt {
-                    Some(corrupt) if offset >= corrupt.offset => self.hold_corrupt(at, &corrupt.why),
-                    _ if offset < read_to => self.locks.answer(at, Answer::Gap),
-                    _ => self.locks.answer(at, Answer::Release), // behind what was read
+            let fetched = match content {
+                Content::Record(fetched) if *wanted > 0 => fetched,
+                Content::Record(_) | Content::Unread => {
+                    self.locks.answer(at, Answer::Release);
+                    continue;
                 }
-                continue;
+                Content::Gap => {
+                    self.locks.answer(at, Answer::Gap);
+                    continue;
+                }
+                Content::Corrupt(why) => {
+                    self.hold_corrupt(at, &why);
+                    continue;
+                }
             };
-            if *wanted == 0 {
-                self.locks.answer(at, Answer::Release);
-                continue;
-            }
             *wanted -= 1;
             let position = Position { topic: self.topic.clone(), partition: id, offset };
             let record = Record {
                 timestamp_ms: fetched.timestamp_ms,
-                attempt: u32::try_from(delivery).ok(),
+                attempt: Some(deliveries),
                 lock: Some(lock),
                 ..Record::new(position, fetched.key.map(Into::into), fetched.value.map(Into::into))
             };
