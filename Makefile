@@ -28,7 +28,7 @@ demo: rust ## run six commands through a real Kafka broker and print their outco
 test: rust broker ## run all tests, with the real binary, real children and real brokers
 	cargo test --locked
 	AIRKAFKA_TEST_KAFKA_VERSION=4.2.1 cargo test --locked --test share
-	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure --test produce
+	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test groups --test secure --test produce --test hand
 	AIRKAFKA_TEST_KAFKA_VERSION=4.4.0 cargo test --locked --test faults -- leaders stays_away
 
 test-airflow: build broker ## run the executor's tests with real Airflow 2.11.2 and 3.3.2

@@ -15,9 +15,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::broker::kafka_crate::{KafkaSink, KafkaSource};
 use crate::broker::local::{LineSink, LineSource};
-use crate::broker::outage::Outage;
 use crate::broker::wire::{dial::Dialer, kind, sink::WireSink};
-use crate::broker::{self, Pair, Sink, Source};
+use crate::broker::{self, Pair, Sink, Source, outage};
 use crate::config::{self, Client, Config, Origin};
 use crate::error::{Error, ExitCode, Kind, Result, os_text};
 use crate::exec::registry::Registry;
@@ -116,24 +115,8 @@ fn connect(config: &Config, shutdown: &Shutdown) -> Result<Option<Pair>> {
 
 /// Tries until `--connect-timeout` to reach the brokers and find the topics.
 fn connect_kafka(kafka: &config::Kafka, max_deliveries: u32, shutdown: &Shutdown) -> Result<Option<Pair>> {
-    let deadline = Instant::now() + kafka.connect_timeout;
-    let mut outage = Outage::new("connecting");
-    loop {
-        let failure = match open(kafka, max_deliveries) {
-            Ok(both) => {
-                outage.over(Instant::now());
-                return Ok(Some(both));
-            }
-            Err(e) => e,
-        };
-        if !failure.is_transient() || Instant::now() >= deadline {
-            return Err(failure);
-        }
-        let pause = outage.failed(&failure, Instant::now());
-        if shutdown.at(Level::Drain).recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
-            return Ok(None);
-        }
-    }
+    let pause = |time| shutdown.at(Level::Drain).recv_timeout(time) != Err(RecvTimeoutError::Disconnected);
+    outage::patiently("connecting", kafka.connect_timeout, pause, || open(kafka, max_deliveries))
 }
 
 /// Connects with the client that suits the brokers.

@@ -78,6 +78,21 @@ impl Error {
         self
     }
 
+    /// What happened, without what to do about it.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The same, without `subject` in front, where that stands already.
+    pub fn without(&self, subject: &str) -> &str {
+        self.what.strip_prefix(subject).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&self.what)
+    }
+
+    /// What to do about it, if that was said.
+    pub fn hint_given(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -32,6 +32,12 @@
 //! - `broker::kafka_crate`, for brokers before 0.11;
 //! - `broker::local`, for `--input`.
 //!
+//! # By hand
+//!
+//! [`cli::Subcommand`] says what the program is to do; each row of the one table of options ([`cli::options`]) says which
+//! subcommands it belongs to, and grammar, help and configuration go by that. Without a subcommand the worker runs (`app`).
+//! The others, and `--dry-run`, are in `hand`: one thread, the client of `broker::wire`, no membership and no commits.
+//!
 //! # Tasks of Airflow
 //!
 //! `executor/` is Airflow's side. Its commands begin with `airkafka-task`. A new interpreter for each would cost ten times the
@@ -103,6 +109,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod exec;
+pub mod hand;
 pub mod intake;
 pub mod ledger;
 pub mod lock;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use airkafka_worker::cli::{self, Parsed};
 use airkafka_worker::config::{Config, Env};
-use airkafka_worker::{app, error, logger, preload, sys};
+use airkafka_worker::{app, error, hand, logger, preload, sys};
 
 fn main() -> ExitCode {
     if preload::client::is_meant() {
@@ -31,5 +31,8 @@ fn main() -> ExitCode {
         }
     };
     logger::start(config.log_level);
-    app::run(config).into()
+    match config.by_hand.clone() {
+        Some(by_hand) => hand::run(&config, &by_hand),
+        None => app::run(config).into(),
+    }
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use airkafka_worker::cli::Subcommand;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use wait_timeout::ChildExt;
@@ -192,14 +193,20 @@ fn every_command_does_what_is_shown() {
             "console broker" => {
                 for Example { number, command, .. } in examples(&block) {
                     assert!(command.contains("airkafka-worker "), "line {number}: not the worker: {command}");
-                    let changed = command
+                    let mut changed = command
                         .replace(BROKER, NOBODY)
-                        .replace("airkafka-worker start ", "airkafka-worker start --connect-timeout=1ms ")
                         .replace("airkafka-worker --", "airkafka-worker --connect-timeout=1ms --");
+                    for subcommand in
+                        Subcommand::ALL.map(|subcommand| format!("airkafka-worker {} ", subcommand.name()))
+                    {
+                        changed = changed.replace(&subcommand, &format!("{subcommand}--connect-timeout=1ms "));
+                    }
                     let (printed, code) = run(&changed, 0, dir.path());
-                    let refused = format!("ERROR broker {NOBODY}: connection refused");
+                    let is_doctor = command.contains("airkafka-worker doctor ");
+                    let level = if is_doctor { "problem " } else { "ERROR" };
+                    let refused = format!("{level} broker {NOBODY}: connection refused");
                     assert!(
-                        code == 69 && printed.iter().any(|line| line.contains(&refused)),
+                        code == if is_doctor { 1 } else { 69 } && printed.iter().any(|line| line.contains(&refused)),
                         "line {number}: {changed}\nended with {code} and printed {printed:#?}"
                     );
                     run_against_nobody += 1;
@@ -223,23 +230,33 @@ fn every_command_does_what_is_shown() {
 
 #[test]
 fn the_help_is_the_programs_own() {
-    const START: &str = "<!-- help -->\n";
-    const END: &str = "<!-- /help -->\n";
-    let help = Command::new(WORKER).arg("--help").output().expect("the worker");
-    let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.starts_with("Usage: airkafka-worker") && help.contains("--brokers"), "{help}");
-    let text = readme();
-    let (before, rest) = text.split_once(START).expect("the line <!-- help --> in README.md");
-    let (between, after) = rest.split_once(END).expect("the line <!-- /help --> in README.md");
-    let wanted = format!("```text\n{help}```\n");
-    if between != wanted {
-        if std::env::var_os("UPDATE_README").is_some_and(|value| value == "1") {
-            return fs::write(README, [before, START, &wanted, END, after].concat()).unwrap();
+    let update = std::env::var_os("UPDATE_README").is_some_and(|value| value == "1");
+    for subcommand in Subcommand::ALL {
+        let marker = match subcommand {
+            Subcommand::Start => "help".into(),
+            other => format!("help {}", other.name()),
+        };
+        let (start, end) = (format!("<!-- {marker} -->\n"), format!("<!-- /{marker} -->\n"));
+        let help = Command::new(WORKER).args([subcommand.name(), "--help"]).output().expect("the worker");
+        let help = String::from_utf8(help.stdout).unwrap();
+        assert!(help.starts_with("Usage: airkafka-worker") && help.contains("--brokers"), "{help}");
+        let text = readme();
+        let (before, rest) = text.split_once(&start).unwrap_or_else(|| panic!("no line {start} in README.md"));
+        let (between, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no line {end} in README.md"));
+        let wanted = format!("```text\n{help}```\n");
+        if between == wanted {
+            continue;
+        }
+        if update {
+            fs::write(README, [before, &start, &wanted, &end, after].concat()).unwrap();
+            continue;
         }
         let (ours, theirs): (Vec<_>, Vec<_>) = (between.lines().collect(), wanted.lines().collect());
         let at = ours.iter().zip(&theirs).take_while(|(ours, theirs)| ours == theirs).count();
         let (ours, theirs) = (ours.get(at), theirs.get(at));
-        panic!("README.md has another help, as of {ours:?} for {theirs:?}; UPDATE_README=1 cargo test --test readme");
+        panic!(
+            "README.md has another {marker}, as of {ours:?} for {theirs:?}; UPDATE_README=1 cargo test --test readme"
+        );
     }
 }
 

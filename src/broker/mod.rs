@@ -9,7 +9,7 @@ pub mod kafka_crate;
 pub mod local;
 pub mod outage;
 mod probe;
-mod reading;
+pub mod reading;
 mod route;
 pub mod waker;
 pub mod wire;

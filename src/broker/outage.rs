@@ -1,13 +1,13 @@
 //! Trouble with a broker over time: how long to wait before the next try, and what to log when the state changes.
 //!
-//! The consumer and the publish thread own one each; time is passed in.
+//! The consumer and the publish thread own one each; time is passed in, but for [`patiently`].
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use log::warn;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 
 /// The first pause; it doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +54,29 @@ impl Outage {
         if !self.told.is_empty() {
             self.told.clear();
             warn!("{} works again after {:.1} s", self.activity, now.duration_since(since).as_secs_f64());
+        }
+    }
+}
+
+/// Tries `attempt` until it succeeds, or waiting does not help, or `patience` is over. `pause` waits so long, or says that
+/// it is not to be tried again: then `None`.
+pub fn patiently<T>(
+    activity: &'static str,
+    patience: Duration,
+    mut pause: impl FnMut(Duration) -> bool,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<Option<T>> {
+    let deadline = Instant::now() + patience;
+    let mut outage = Outage::new(activity);
+    loop {
+        match attempt() {
+            Ok(done) => {
+                outage.over(Instant::now());
+                return Ok(Some(done));
+            }
+            Err(e) if !e.is_transient() || Instant::now() >= deadline => return Err(e),
+            Err(e) if pause(outage.failed(&e, Instant::now())) => {}
+            Err(_) => return Ok(None),
         }
     }
 }

@@ -1,9 +1,10 @@
-//! The help text, rendered from the table of options.
+//! The help texts, rendered from the table of options: one for each subcommand, with its own options alone.
 //!
 //! Pure text at 100 columns; prints nothing itself.
 
-use super::options::{Fallback, OPTIONS, Opt};
-use super::{NAME, VERSION};
+use super::options::{self, Fallback, Opt};
+use super::subcommand::Subcommand;
+use super::{NAME, VERSION, generate};
 
 /// Width of the help text.
 pub(super) const WIDTH: usize = 100;
@@ -13,24 +14,15 @@ const COLUMN: usize = 30;
 /// Stands for a blank at which no line is broken.
 const UNBROKEN: &str = "\u{a0}";
 
-/// What the help begins with.
-pub(super) const HEAD: &str = "\
-Usage: airkafka-worker --brokers HOST:PORT[,HOST:PORT...] [OPTION...]
-       airkafka-worker --input FILE [OPTION...]
-       airkafka-worker generate man|bash|zsh|fish
-
-Runs commands from a Kafka topic in parallel as subprocesses and writes their true outcome to a
-result topic.
-";
-
-/// What the help ends with.
+/// What the help of the worker ends with.
 pub(super) const TAIL: &str = "
 DURATION: 250ms, 30s, 5m, 1h, 7d or several as in 1h30m; a bare number counts seconds.
 SIZE: bytes, or with KiB, MiB, GiB, TiB (K, M, G, T are the same): powers of 1024.
 
 Settings
   Every option with a value can also be set in the environment, and in the file that --config (or
-  AIRKAFKA_CONFIG) names. The first of these that is set, and not empty, counts:
+  AIRKAFKA_CONFIG) names, but for those about one record or one look. The first of these that is
+  set, and not empty, counts:
     1. --results-topic results
     2. AIRKAFKA_RESULTS_TOPIC=results
     3. AIRFLOW__KAFKA__RESULTS_TOPIC=results (AIRFLOW__SECTION__KEY for any key below)
@@ -74,23 +66,40 @@ Examples
   echo '{\"key\":\"k\",\"command\":[\"echo\",\"hello\"]}' | airkafka-worker --input -
 ";
 
+/// Where the help of the other subcommands leaves off.
+const ELSEWHERE: &str = "
+What a DURATION is, settings in the environment and in the file, Kafka properties (TLS, SASL) and
+exit codes: airkafka-worker --help
+";
+
 /// What `--version` prints.
 pub fn version() -> String {
     format!("{NAME} {VERSION}\n")
 }
 
 /// What `--help` prints.
-pub fn help() -> String {
-    let mut text = String::from(HEAD);
+pub fn help(subcommand: Subcommand) -> String {
+    let mut text = String::from(subcommand.head());
+    if subcommand == Subcommand::Start {
+        text += "\nSubcommands (each has its own --help)\n";
+        for subcommand in Subcommand::ALL {
+            text += &format!("  {:<10}{}\n", subcommand.name(), subcommand.about());
+        }
+        text += &format!("  {:<10}print the man page, or the completion for a shell\n", generate::WORD);
+        text += &format!("  {:<10}print the version\n", "version");
+    }
     let mut heading = "";
-    for opt in OPTIONS {
+    for opt in options::of(subcommand) {
         if opt.heading != heading {
             heading = opt.heading;
             text += &format!("\n{heading}\n");
         }
         text += &row(opt);
     }
-    text + TAIL
+    if subcommand != Subcommand::Start {
+        text += ELSEWHERE;
+    }
+    text + subcommand.tail()
 }
 
 fn row(opt: &Opt) -> String {
@@ -118,7 +127,8 @@ fn row(opt: &Opt) -> String {
     lines
 }
 
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+/// Lines of at most `width` bytes, where words allow it.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let line = lines.last_mut().expect("never empty");
@@ -141,10 +151,15 @@ mod tests {
 
     #[test]
     fn every_option_stands_in_it_with_its_value_and_default() {
-        let text = help();
-        for opt in OPTIONS {
+        for subcommand in Subcommand::ALL {
+            let text = help(subcommand);
+            for opt in options::OPTIONS {
+                assert_eq!(text.contains(&row(opt)), opt.is_of(subcommand), "{} of {subcommand:?}", opt.name);
+            }
+        }
+        let text = help(Subcommand::Start);
+        for opt in options::OPTIONS {
             let row = row(opt);
-            assert!(text.contains(&row));
             assert!(row.starts_with(&format!("  --{}", opt.name)));
             let first = row.lines().next().unwrap();
             let stands_alone = first.split(' ').count() <= 4; // its help begins on the next line
@@ -161,7 +176,7 @@ mod tests {
 
     #[test]
     fn it_fits_the_terminal() {
-        for line in help().lines() {
+        for line in Subcommand::ALL.map(help).join("").lines() {
             assert!(line.chars().count() <= WIDTH, "{line}");
             assert_eq!(line, line.trim_end());
         }
@@ -171,7 +186,7 @@ mod tests {
     fn it_names_every_exit_code() {
         use ExitCode::*;
         for code in [Clean, Unexpected, Usage, Unavailable, DrainCut, Refused, Config] {
-            assert!(help().contains(&format!("\n  {:>2}  ", code as u8)), "{code:?}");
+            assert!(help(Subcommand::Start).contains(&format!("\n  {:>2}  ", code as u8)), "{code:?}");
         }
     }
 

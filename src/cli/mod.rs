@@ -6,6 +6,7 @@
 mod generate;
 mod help;
 pub mod options;
+pub mod subcommand;
 pub mod words;
 
 use std::collections::HashMap;
@@ -13,8 +14,10 @@ use std::ffi::OsString;
 
 use argh::FromArgs;
 
+pub(crate) use help::wrapped;
 pub use help::{help, version};
-use options::{OPTIONS, Opt};
+use options::Opt;
+pub use subcommand::Subcommand;
 use words::{near_miss, shown};
 
 /// Name of the program, in messages.
@@ -22,10 +25,16 @@ pub const NAME: &str = env!("CARGO_PKG_NAME");
 /// Its version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Options as they were typed; [`OPTIONS`] says what they mean.
+/// Options as they were typed; [`options`] says what they mean.
 #[derive(Clone, Debug, Default, PartialEq, Eq, FromArgs)]
 #[argh(help_triggers("--help", "-h"))]
 pub struct Args {
+    /// what to do; put in by the grammar, since no option has this name
+    #[argh(option, default = "Subcommand::Start")]
+    pub subcommand: Subcommand,
+    /// the words behind `--`
+    #[argh(positional)]
+    pub command: Vec<String>,
     /// value of `--brokers`
     #[argh(option)]
     pub brokers: Option<String>,
@@ -104,6 +113,45 @@ pub struct Args {
     /// whether `--once`
     #[argh(switch)]
     pub once: bool,
+    /// whether `--dry-run`
+    #[argh(switch)]
+    pub dry_run: bool,
+    /// value of `--key`
+    #[argh(option)]
+    pub key: Option<String>,
+    /// value of `--stdin`
+    #[argh(option)]
+    pub stdin: Option<String>,
+    /// values of `--env`
+    #[argh(option)]
+    pub env: Vec<String>,
+    /// value of `--cwd`
+    #[argh(option)]
+    pub cwd: Option<String>,
+    /// value of `--file`
+    #[argh(option)]
+    pub file: Option<String>,
+    /// whether `--wait`
+    #[argh(switch)]
+    pub wait: bool,
+    /// value of `--wait-timeout`
+    #[argh(option)]
+    pub wait_timeout: Option<String>,
+    /// whether `--failed`
+    #[argh(switch)]
+    pub failed: bool,
+    /// value of `--since`
+    #[argh(option)]
+    pub since: Option<String>,
+    /// value of `--output`
+    #[argh(option)]
+    pub output: Option<String>,
+    /// whether `--follow`
+    #[argh(switch)]
+    pub follow: bool,
+    /// value of `--partitions`
+    #[argh(option)]
+    pub partitions: Option<String>,
     /// value of `--idle-exit`
     #[argh(option)]
     pub idle_exit: Option<String>,
@@ -167,6 +215,14 @@ impl Args {
             "output-limit" => &self.output_limit,
             "tail-bytes" => &self.tail_bytes,
             "result-format" => &self.result_format,
+            "key" => &self.key,
+            "stdin" => &self.stdin,
+            "cwd" => &self.cwd,
+            "file" => &self.file,
+            "wait-timeout" => &self.wait_timeout,
+            "since" => &self.since,
+            "output" => &self.output,
+            "partitions" => &self.partitions,
             "idle-exit" => &self.idle_exit,
             "max" => &self.max,
             "max-runtime" => &self.max_runtime,
@@ -196,21 +252,48 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Parsed {
     if let Some(parsed) = generate::asked(&words) {
         return parsed;
     }
-    match understand(&words) {
+    let (subcommand, rest) = split(&words);
+    match understand(subcommand, &words, rest) {
         Ok(parsed) => parsed,
         // Who appends --help to a line that failed wants help, not the same message again.
-        Err(_) if words.iter().any(|word| word == "--help" || word == "-h") => Parsed::Print(help()),
-        Err(why) => Parsed::Usage(format!("{why}\nall options: {NAME} --help\n")),
+        Err(_) if rest.iter().take_while(|word| *word != "--").any(|word| word == "--help" || word == "-h") => {
+            Parsed::Print(help(subcommand))
+        }
+        Err(why) => {
+            let of = if subcommand == Subcommand::Start { String::new() } else { format!("{} ", subcommand.name()) };
+            Parsed::Usage(format!("{why}\nall options: {NAME} {of}--help\n"))
+        }
     }
 }
 
-fn understand(words: &[OsString]) -> Result<Parsed, String> {
-    let Some(plain) = normalise(words)? else { return Ok(Parsed::Print(help())) };
+/// The subcommand, and what follows it. The command line of AirKafka began with `start` or `version`.
+fn split(words: &[OsString]) -> (Subcommand, &[OsString]) {
+    let subcommand = words.first().and_then(|word| word.to_str()?.parse().ok());
+    subcommand.map_or((Subcommand::Start, words), |subcommand| (subcommand, &words[1..]))
+}
+
+fn understand(subcommand: Subcommand, words: &[OsString], rest: &[OsString]) -> Result<Parsed, String> {
+    let before = words.len() - rest.len();
+    let numbered = rest.iter().zip(before + 1..).map(|(word, number)| match word.to_str() {
+        Some(word) => Ok(word),
+        None => Err(format!("argument {number} is not valid UTF-8: {}", shown(&word.to_string_lossy()))),
+    });
+    let rest = numbered.collect::<Result<Vec<&str>, String>>()?;
+    match rest.first() {
+        Some(&"version") if before == 0 => return Ok(Parsed::Print(version())),
+        // `help send` is the help of send.
+        Some(&"help") if before == 0 => {
+            let of = rest.get(1).and_then(|word| word.parse().ok());
+            return Ok(Parsed::Print(help(of.unwrap_or_default())));
+        }
+        _ => {}
+    }
+    let Some(plain) = normalise(subcommand, &rest)? else { return Ok(Parsed::Print(help(subcommand))) };
     let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
     match Args::from_args(&[NAME], &plain) {
         Ok(args) if args.version => Ok(Parsed::Print(version())),
         Ok(args) => Ok(Parsed::Run(Box::new(args))),
-        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(help())),
+        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(help(subcommand))),
         Err(exit) => Err(exit.output.trim_end().to_string()),
     }
 }
@@ -218,34 +301,27 @@ fn understand(words: &[OsString]) -> Result<Parsed, String> {
 /// Brings the words into the form that argh takes: `--name`, `value`, one switch a word. `None`: help is asked for.
 ///
 /// argh alone would refuse `--name=value` and `-vv`, and say little about what is wrong.
-fn normalise(words: &[OsString]) -> Result<Option<Vec<String>>, String> {
-    let mut plain = Vec::new();
+fn normalise(subcommand: Subcommand, words: &[&str]) -> Result<Option<Vec<String>>, String> {
+    let mut plain = vec!["--subcommand".to_string(), subcommand.name().to_string()];
     let mut given: HashMap<&str, String> = HashMap::new();
-    let words = words.iter().enumerate().map(|(index, word)| match word.to_str() {
-        Some(word) => Ok(word),
-        None => Err(format!("argument {} is not valid UTF-8: {}", index + 1, shown(&word.to_string_lossy()))),
-    });
-    let words = words.collect::<Result<Vec<&str>, String>>()?;
-    // The command line of AirKafka began with `start` or `version`.
-    let (first, words) = match words.split_first() {
-        Some((&"start", rest)) => (None, rest),
-        Some((&"version", rest)) => (Some("--version"), rest),
-        Some((&"help", rest)) => (Some("--help"), rest),
-        _ => (None, &words[..]),
-    };
-    let mut rest = first.iter().chain(words).copied();
+    let mut rest = words.iter().copied();
     while let Some(word) = rest.next() {
         if word == "--" {
-            match rest.next() {
-                Some(word) => return Err(unexpected(word)),
-                None => break,
+            if subcommand != Subcommand::Send {
+                match rest.next() {
+                    Some(word) => return Err(unexpected(subcommand, word, plain.len() > 2)),
+                    None => break,
+                }
             }
+            plain.push(word.to_string());
+            plain.extend(rest.by_ref().map(str::to_string));
         } else if let Some(long) = word.strip_prefix("--") {
             let (name, attached) = match long.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
                 None => (long, None),
             };
-            let opt = options::find(name).ok_or_else(|| unknown(name, "--"))?;
+            let found = options::of(subcommand).find(|opt| opt.name == name);
+            let opt = found.ok_or_else(|| unknown(subcommand, name, "--"))?;
             let flag = opt.flag();
             if opt.value.is_none() {
                 match (name, attached) {
@@ -257,7 +333,7 @@ fn normalise(words: &[OsString]) -> Result<Option<Vec<String>>, String> {
             }
             let value = match attached {
                 Some(value) => value,
-                None => following(&flag, opt.value.unwrap_or_default(), rest.next())?,
+                None => following(subcommand, &flag, opt.value.unwrap_or_default(), rest.next())?,
             };
             let before = given.insert(opt.name, value.to_string());
             if let Some(before) = before.filter(|_| !opt.repeats()) {
@@ -266,34 +342,34 @@ fn normalise(words: &[OsString]) -> Result<Option<Vec<String>>, String> {
             plain.extend([flag, value.to_string()]);
         } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
             for (index, letter) in letters.char_indices() {
-                match OPTIONS.iter().find(|opt| opt.short == Some(letter)) {
+                match options::of(subcommand).find(|opt| opt.short == Some(letter)) {
                     Some(opt) if opt.name == "help" => return Ok(None),
                     // The rest of the word is its value, or else the next word.
                     Some(opt @ Opt { value: Some(what), .. }) => {
                         let attached = &letters[index + letter.len_utf8()..];
                         let value = match attached {
-                            "" => following(&opt.flag(), what, rest.next())?,
+                            "" => following(subcommand, &opt.flag(), what, rest.next())?,
                             attached => attached,
                         };
                         plain.extend([format!("-{letter}"), value.to_string()]);
                         break;
                     }
                     Some(opt) => plain.push(opt.flag()),
-                    None => return Err(unknown(letters, "-")),
+                    None => return Err(unknown(subcommand, letters, "-")),
                 }
             }
         } else {
-            return Err(unexpected(word));
+            return Err(unexpected(subcommand, word, plain.len() > 2));
         }
     }
     Ok(Some(plain))
 }
 
 /// The value that stands behind its option. A word that is an option of ours is hardly meant as a value.
-fn following<'a>(flag: &str, what: &str, next: Option<&'a str>) -> Result<&'a str, String> {
+fn following<'a>(subcommand: Subcommand, flag: &str, what: &str, next: Option<&'a str>) -> Result<&'a str, String> {
     let Some(next) = next else { return Err(format!("{flag} needs a value: {flag} {what}")) };
     let name = next.split('=').next().unwrap_or(next);
-    let is_option = OPTIONS.iter().any(|opt| {
+    let is_option = options::of(subcommand).any(|opt| {
         name == opt.flag() || opt.short.is_some_and(|short| next.strip_prefix('-') == Some(&short.to_string()))
     });
     if is_option {
@@ -302,21 +378,43 @@ fn following<'a>(flag: &str, what: &str, next: Option<&'a str>) -> Result<&'a st
     Ok(next)
 }
 
-/// The message about an option that does not exist; `dashes` is what stood before `name`.
-fn unknown(name: &str, dashes: &str) -> String {
+/// The message about an option that does not exist, or belongs to another subcommand; `dashes` is what stood before `name`.
+fn unknown(subcommand: Subcommand, name: &str, dashes: &str) -> String {
     let typed: String = format!("{dashes}{name}").chars().take(60).flat_map(char::escape_debug).collect();
-    match near_miss(name.split('=').next().unwrap_or(name), OPTIONS.iter().map(|opt| opt.name)) {
+    let name = name.split('=').next().unwrap_or(name);
+    if let Some(opt) = options::find(name).filter(|_| dashes == "--") {
+        let others: Vec<&str> = opt.of.iter().map(|other| other.name()).collect();
+        return format!("{typed} is no option of {}, but of {}", subcommand.name(), others.join(", "));
+    }
+    match near_miss(name, options::of(subcommand).map(|opt| opt.name)) {
         Some(meant) => format!("unknown option {typed}; did you mean --{meant}?"),
         None => format!("unknown option {typed}"),
     }
 }
 
-/// The message about a word that is neither an option nor the value of one.
-fn unexpected(word: &str) -> String {
-    match near_miss(word, OPTIONS.iter().map(|opt| opt.name).chain(["start"])) {
-        Some("start") => format!("unexpected argument {}; the word start may only come first", shown(word)),
-        Some(meant) => format!("unexpected argument {}; did you mean --{meant}?", shown(word)),
-        None => format!("unexpected argument {}; every value belongs to an option", shown(word)),
+/// The message about a word that is neither an option nor the value of one; `late`: options stand before it.
+fn unexpected(subcommand: Subcommand, word: &str, late: bool) -> String {
+    let typed = shown(word);
+    if subcommand == Subcommand::Send {
+        return format!(
+            "unexpected argument {typed}; the command goes behind --: {NAME} send [OPTION...] -- COMMAND..."
+        );
+    }
+    let subcommands: Vec<&str> = Subcommand::ALL.map(Subcommand::name).into_iter().chain([generate::WORD]).collect();
+    if subcommand == Subcommand::Start
+        && let Some(meant) = near_miss(word, subcommands.iter().copied())
+    {
+        return match late {
+            true => format!("unexpected argument {typed}; the word {meant} may only come first"),
+            false => format!("unexpected argument {typed}; did you mean {meant}?"),
+        };
+    }
+    match near_miss(word, options::of(subcommand).map(|opt| opt.name)) {
+        Some(meant) => format!("unexpected argument {typed}; did you mean --{meant}?"),
+        None if late || subcommand != Subcommand::Start => {
+            format!("unexpected argument {typed}; every value belongs to an option")
+        }
+        None => format!("unexpected argument {typed}; a subcommand is one of: {}", subcommands.join(", ")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The grammar of the command line, rule by rule.
 
+use super::options::OPTIONS;
 use super::*;
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;
@@ -17,7 +18,7 @@ fn args(words: &[&str]) -> Args {
 
 fn usage(words: &[&str]) -> String {
     match parse_words(words) {
-        Parsed::Usage(text) => text.strip_suffix("\nall options: airkafka-worker --help\n").unwrap().to_string(),
+        Parsed::Usage(text) => text.split_once("\nall options: airkafka-worker ").unwrap().0.to_string(),
         other => panic!("{words:?}: {other:?}"),
     }
 }
@@ -29,18 +30,19 @@ fn nothing_typed_is_nothing_set() {
 
 #[test]
 fn every_row_of_the_table_parses() {
-    for opt in OPTIONS {
-        let flag = opt.flag();
+    for (subcommand, opt) in Subcommand::ALL.iter().flat_map(|of| options::of(*of).map(move |opt| (of, opt))) {
+        let (flag, of) = (opt.flag(), subcommand.name());
         let mut spellings = vec![flag.clone()];
         spellings.extend(opt.short.map(|short| format!("-{short}")));
         for spelling in spellings {
             match (opt.name, opt.value) {
-                ("help", _) => assert_eq!(parse_words(&[&spelling]), Parsed::Print(help())),
-                ("version", _) => assert_eq!(parse_words(&[&spelling]), Parsed::Print(version())),
-                (_, None) => assert_ne!(args(&[&spelling]), Args::default(), "{spelling}"),
-                ("property", _) => assert_eq!(args(&[&spelling, "a value"]).properties, ["a value"]),
+                ("help", _) => assert_eq!(parse_words(&[of, &spelling]), Parsed::Print(help(*subcommand))),
+                ("version", _) => assert_eq!(parse_words(&[of, &spelling]), Parsed::Print(version())),
+                (_, None) => assert_ne!(args(&[of, &spelling]), args(&[of]), "{spelling}"),
+                ("property", _) => assert_eq!(args(&[of, &spelling, "a value"]).properties, ["a value"]),
+                ("env", _) => assert_eq!(args(&[of, &spelling, "a value"]).env, ["a value"]),
                 (name, Some(_)) => {
-                    let args = args(&[&spelling, "a value"]);
+                    let args = args(&[of, &spelling, "a value"]);
                     for other in OPTIONS {
                         assert_eq!(args.value(other.name), (other.name == name).then_some("a value"), "{name}");
                     }
@@ -93,14 +95,34 @@ fn the_words_of_airkafka_still_work() {
     assert_eq!(args(&["start"]), Args::default());
     assert_eq!(args(&["start", "--threads", "4"]), args(&["--threads", "4"]));
     assert_eq!(parse_words(&["version"]), Parsed::Print(version()));
-    assert_eq!(parse_words(&["help"]), Parsed::Print(help()));
+    assert_eq!(parse_words(&["help"]), Parsed::Print(help(Subcommand::Start)));
     assert!(usage(&["--threads", "4", "start"]).contains("may only come first"));
+}
+
+#[test]
+fn what_stands_behind_two_dashes_is_the_command_of_send() {
+    let sent = args(&["send", "--wait", "--", "ls", "-l", "--help", "--", "-v"]);
+    assert_eq!((sent.subcommand, sent.wait, sent.verbose), (Subcommand::Send, true, 0));
+    assert_eq!(sent.command, ["ls", "-l", "--help", "--", "-v"]);
+    assert_eq!(args(&["send", "--"]).command, Vec::<String>::new());
+}
+
+#[test]
+fn each_subcommand_has_its_own_help() {
+    for subcommand in Subcommand::ALL {
+        let name = subcommand.name();
+        for words in [&[name, "--help"][..], &["help", name], &[name, "--frobnicate", "-h"]] {
+            assert_eq!(parse_words(words), Parsed::Print(help(subcommand)), "{words:?}");
+        }
+    }
+    let Parsed::Usage(text) = parse_words(&["send", "--frobnicate", "--", "-h"]) else { panic!() };
+    assert!(text.ends_with("\nall options: airkafka-worker send --help\n"), "{text}");
 }
 
 #[test]
 fn help_goes_before_a_mistake() {
     for words in [&["-h"][..], &["-vh"], &["start", "--help"], &["--thread", "4", "--help"], &["--brokers", "--help"]] {
-        assert_eq!(parse_words(words), Parsed::Print(help()), "{words:?}");
+        assert_eq!(parse_words(words), Parsed::Print(help(Subcommand::Start)), "{words:?}");
     }
     assert_eq!(parse_words(&["--threads", "4", "-V"]), Parsed::Print(version()));
 }
@@ -123,11 +145,25 @@ fn usage_errors_say_what_to_do() {
         (&["--group", "-v"], "--group needs a value, but -v follows; if that is the value, write --group=-v"),
         (&["--verbose=2"], "--verbose takes no value, but \"2\" is given"),
         (&["--threads", "4", "--threads=8"], "--threads is given twice (\"4\" and \"8\"); give it once"),
-        (&["localhost:9092"], "unexpected argument \"localhost:9092\"; every value belongs to an option"),
+        (&["-v", "localhost:9092"], "unexpected argument \"localhost:9092\"; every value belongs to an option"),
         (&["threads", "8"], "unexpected argument \"threads\"; did you mean --threads?"),
-        (&["--", "x:y"], "unexpected argument \"x:y\"; every value belongs to an option"),
-        (&[""], "unexpected argument \"\"; every value belongs to an option"),
-        (&["-"], "unexpected argument \"-\"; every value belongs to an option"),
+        (&["-v", "--", "x:y"], "unexpected argument \"x:y\"; every value belongs to an option"),
+        (&["results", "-"], "unexpected argument \"-\"; every value belongs to an option"),
+        (&[""], "unexpected argument \"\"; a subcommand is one of: start, send, results, doctor, init, generate"),
+        (
+            &["b:9092"],
+            "unexpected argument \"b:9092\"; a subcommand is one of: start, send, results, doctor, init, generate",
+        ),
+        (&["doktor"], "unexpected argument \"doktor\"; did you mean doctor?"),
+        (&["-v", "result"], "unexpected argument \"result\"; the word results may only come first"),
+        (
+            &["send", "true"],
+            "unexpected argument \"true\"; the command goes behind --: airkafka-worker send [OPTION...] -- \
+          COMMAND...",
+        ),
+        (&["send", "--threads", "4"], "--threads is no option of send, but of start, doctor, init"),
+        (&["--wait"], "--wait is no option of start, but of send"),
+        (&["send", "--wiat"], "unknown option --wiat; did you mean --wait?"),
     ] {
         assert_eq!(usage(words), expected, "{words:?}");
     }
@@ -137,7 +173,10 @@ fn usage_errors_say_what_to_do() {
 #[test]
 fn every_option_given_twice_is_named() {
     for opt in OPTIONS.iter().filter(|opt| opt.value.is_some() && !opt.repeats()) {
-        assert!(usage(&[&opt.flag(), "a", &opt.flag(), "a"]).starts_with(&format!("{} is given twice", opt.flag())));
+        assert!(
+            usage(&[opt.of[0].name(), &opt.flag(), "a", &opt.flag(), "a"])
+                .starts_with(&format!("{} is given twice", opt.flag()))
+        );
     }
 }
 
@@ -160,8 +199,10 @@ proptest! {
         for opt in OPTIONS.iter().filter(|opt| opt.value.is_some()) {
             for value in [&value, &twice] {
                 // A separate word that is an option of ours is asked about instead.
-                if following("", "", Some(value)).is_ok() {
-                    prop_assert_eq!(args(&[&opt.flag(), value]), args(&[&format!("{}={value}", opt.flag())]));
+                let of = opt.of[0];
+                if following(of, "", "", Some(value)).is_ok() {
+                    let attached = format!("{}={value}", opt.flag());
+                    prop_assert_eq!(args(&[of.name(), &opt.flag(), value]), args(&[of.name(), &attached]));
                 }
             }
         }

@@ -24,6 +24,8 @@ pub(super) struct CfgFile {
     /// The file as it was named.
     name: String,
     values: HashMap<(String, String), String>,
+    /// Whether our own section is in it.
+    pub(super) has_section: bool,
     /// What deserves a word though it is no mistake.
     pub(super) remarks: Vec<String>,
 }
@@ -128,6 +130,7 @@ impl CfgFile {
                 let end = line.rfind(']').unwrap_or(line.len());
                 let name = line[1..end.max(1)].trim().to_string();
                 self.remark_on_case(&name);
+                self.has_section |= name == WORKER_SECTION;
                 section = Some(name);
                 open = None;
                 continue;

@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use super::file::{self, CfgFile};
 use super::mistakes::{Mistake, Source};
 use super::units::Parsed;
-use crate::cli::Args;
 use crate::cli::options::{self, Fallback, OPTIONS, Opt, WORKER_SECTION, airflow_variable};
 use crate::cli::words::{near_miss, shown};
+use crate::cli::{Args, Subcommand};
 
 /// What the configuration takes from the process: its environment variables and the number of CPUs.
 #[derive(Clone, Debug)]
@@ -61,6 +62,10 @@ pub(super) struct Lookup<'a> {
     pub(super) file_failed: bool,
     /// Where each setting that is not a default came from.
     pub(super) sources: BTreeMap<&'static str, Source>,
+    /// The file that `--config` names.
+    pub(super) config_file: Option<String>,
+    /// What is wrong, and would stop a worker, but not who looks for what is wrong.
+    pub(super) forgiven: Vec<Mistake>,
     /// What is wrong.
     pub(super) mistakes: Vec<Mistake>,
     /// What deserves a word though it is no mistake.
@@ -76,25 +81,49 @@ impl<'a> Lookup<'a> {
             file: CfgFile::default(),
             file_failed: false,
             sources: BTreeMap::new(),
+            config_file: None,
+            forgiven: Vec::new(),
             mistakes: Vec::new(),
             remarks: Vec::new(),
         };
         match look.find(option("config")) {
-            Some(Some(Found { value, source })) => match CfgFile::read(&value, &source.to_string(), source.is_flag()) {
-                Ok(mut file) => {
-                    look.remarks.append(&mut file.remarks);
-                    look.file = file;
-                }
-                Err(mut mistakes) => {
-                    look.file_failed = true;
-                    look.mistakes.append(&mut mistakes);
-                }
-            },
+            Some(Some(Found { value, source })) => {
+                look.config_file = Some(value.clone());
+                look.read_file(&value, &source);
+            }
             Some(None) => {}
             None => look.file_failed = true,
         }
         look.remark_on_variables();
         look
+    }
+
+    fn read_file(&mut self, name: &str, source: &Source) {
+        if self.args.subcommand == Subcommand::Init && !Path::new(name).exists() {
+            return; // it is about to be made
+        }
+        match CfgFile::read(name, &source.to_string(), source.is_flag()) {
+            Ok(mut file) => {
+                self.remarks.append(&mut file.remarks);
+                self.file = file;
+            }
+            Err(mut mistakes) => {
+                self.file_failed = true;
+                self.mistakes.append(&mut mistakes);
+            }
+        }
+    }
+
+    /// Whether the file has our own section.
+    pub(super) fn has_section(&self) -> bool {
+        self.file.has_section
+    }
+
+    /// The value of an option that can only be typed.
+    pub(super) fn typed<T>(&mut self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Checked<Option<T>> {
+        let Some(value) = self.args.value(name) else { return Some(None) };
+        let source = Source::Flag(format!("--{name}"));
+        parse(value).map(Some).map_err(|why| self.mistake(&source, format!("{source}: {} {why}", shown(value)))).ok()
     }
 
     /// The value of an option that has a default in the table.
@@ -118,7 +147,13 @@ impl<'a> Lookup<'a> {
                 Some(Some(parsed))
             }
             Err(why) => {
-                self.mistake(&source, format!("{source}: {} {why}", shown(&value)));
+                let text = format!("{source}: {} {why}", shown(&value));
+                // The doctor is there to say so, among other things; without brokers and topics it can say little else.
+                if self.args.subcommand == Subcommand::Doctor && option(name).heading != options::KAFKA {
+                    self.forgiven.push(Mistake { typed: source.is_flag(), text });
+                    return Some(None);
+                }
+                self.mistake(&source, text);
                 None
             }
         }
@@ -129,7 +164,11 @@ impl<'a> Lookup<'a> {
         self.mistakes.push(Mistake { typed: source.is_flag(), text });
     }
 
+    /// What was said about an option; nothing, if it does not belong to the subcommand.
     fn find(&mut self, opt: &Opt) -> Checked<Option<Found>> {
+        if !opt.is_of(self.args.subcommand) {
+            return Some(None);
+        }
         if let Some(value) = self.args.value(opt.name).filter(|value| !value.trim().is_empty()) {
             return Some(Some(Found { value: value.to_string(), source: Source::Flag(opt.flag()) }));
         }

@@ -3,6 +3,7 @@
 //! What leaves here is typed and checked; nothing behind it looks at a flag or a variable again. Reads the file that
 //! `--config` names and looks whether programs and directories are there; opens no socket, starts no thread or child.
 
+pub mod by_hand;
 pub mod client;
 mod file;
 mod lookup;
@@ -17,15 +18,18 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::cli::Args;
+use crate::cli::{Args, Subcommand};
 pub use lookup::Env;
 use lookup::{Checked, Lookup};
 pub use mistakes::{Mistake, Mistakes, Source};
 pub use summary::Sources;
+pub use units::show_duration;
 
 /// Everything the worker needs to know, typed and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What is done by hand instead of running the worker.
+    pub by_hand: Option<by_hand::ByHand>,
     /// Where records come from and results go.
     pub origin: Origin,
     /// Commands that run at once.
@@ -298,7 +302,8 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let grace = look.value("grace", units::duration);
     let drain_timeout = look.value("drain-timeout", units::or_no_limit(units::duration));
     let shell = look.value("shell", units::or_none(|value| paths::program(value, path)));
-    let airflow = airflow(look, env, matches!(origin, Some(Origin::Kafka(_))));
+    let runs_airflow = args.subcommand == Subcommand::Start && matches!(origin, Some(Origin::Kafka(_)));
+    let airflow = airflow(look, env, runs_airflow);
     let preload = look.value("preload", units::preload);
     let output_dir = look.value("output-dir", units::or_none(paths::directory));
     let output_limit = look.value("output-limit", units::or_no_limit(units::positive_size));
@@ -308,9 +313,12 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let result_format = look.value("result-format", units::result_format);
     let log_level = log_level(look, args);
     let ending = ending(look, args);
+    let threads = threads.map(|threads| threads.unwrap_or(units::threads_for(env.cpus)));
+    let by_hand = by_hand::by_hand(look, args, threads.map_or(1, NonZeroUsize::get));
     Some(Config {
+        by_hand: by_hand?,
         origin: origin?,
-        threads: threads?.unwrap_or(units::threads_for(env.cpus)),
+        threads: threads?,
         exec: Exec {
             timeout: timeout?,
             grace: grace?,
@@ -383,9 +391,11 @@ fn origin(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Origin> {
         (_, None) => {
             if !look.file_failed {
                 let flag = Source::Flag("--brokers".into());
-                let text = "--brokers: not given; give --brokers HOST:PORT, AIRKAFKA_BROKERS, a --config file with [kafka] \
-                            broker_url, or try it without Kafka: --input -";
-                look.mistake(&flag, text.into());
+                let or = if args.subcommand == Subcommand::Start { ", or try it without Kafka: --input -" } else { "" };
+                let text = format!(
+                    "--brokers: not given; give --brokers HOST:PORT, AIRKAFKA_BROKERS, a --config file with [kafka] broker_url{or}"
+                );
+                look.mistake(&flag, text);
             }
             // A bad name is told already; equal ones are told together with the rest.
             topics_differ(look, &kafka?)?;
@@ -478,11 +488,11 @@ fn topics_differ(look: &mut Lookup, kafka: &Kafka) -> Checked<()> {
     (look.mistakes.len() == before).then_some(())
 }
 
-fn airflow(look: &mut Lookup, env: &Env, from_kafka: bool) -> Checked<Option<PathBuf>> {
+fn airflow(look: &mut Lookup, env: &Env, wanted: bool) -> Checked<Option<PathBuf>> {
     let path = env.get("PATH");
     let given = look.optional("airflow", |value| paths::program(value, path))?;
     let found = given.or_else(|| paths::on_path("airflow", path));
-    if found.is_none() && from_kafka {
+    if found.is_none() && wanted {
         look.remarks.push(format!(
             "airflow is not on PATH ({}): commands that begin with `airflow` will be reported as not found; give \
              --airflow PATH",

@@ -46,7 +46,7 @@ pub(super) fn directory(value: &str) -> Parsed<PathBuf> {
     let directory = absolute(value)?;
     match fs::metadata(&directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(format!("does not exist; create it: mkdir -p {}", quoted(&directory)))
+            Err(format!("does not exist; create it: mkdir -p {}", quoted(&directory.to_string_lossy())))
         }
         Err(error) => Err(format!("cannot be used: {}; give a writable directory", why(error))),
         Ok(metadata) if !metadata.is_dir() => Err("is not a directory; give a writable directory".into()),
@@ -73,6 +73,14 @@ pub(super) fn input(value: &str) -> Parsed<Option<PathBuf>> {
     }
 }
 
+/// A directory of another machine.
+pub(super) fn of_elsewhere(value: &str) -> Parsed<PathBuf> {
+    match value.is_empty() || value.contains('\0') {
+        true => Err("is no directory; give its path on the worker's machine".into()),
+        false => Ok(value.into()),
+    }
+}
+
 /// A path from wherever the worker was started.
 pub(super) fn absolute(value: &str) -> Parsed<PathBuf> {
     if value.contains('\0') {
@@ -90,10 +98,10 @@ fn executable(program: &Path) -> Parsed<()> {
     }
 }
 
-/// The path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@%".contains(&byte));
+/// The text as a shell takes it.
+pub(super) fn quoted(text: &str) -> String {
+    let plain =
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@%:,=".contains(&byte));
     let text: String =
         text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect();
     if plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use log::LevelFilter;
 
+use super::by_hand::ByHand;
 use super::units::{show_duration, show_size};
 use super::{Config, Origin, Source};
 
@@ -70,6 +71,12 @@ impl Config {
         line.add("max-runtime", or_none(ending.runtime, show_duration));
         line.add("lock", or_none(ending.lock.as_deref(), path));
         line.add("result-format", self.result_format.as_str());
+        match &self.by_hand {
+            Some(ByHand::Send(send)) => line.add("wait-timeout", or_none(send.wait_timeout, show_duration)),
+            Some(ByHand::Results(results)) => line.add("output", results.output.as_str()),
+            Some(ByHand::Init(init)) => line.add("partitions", init.partitions),
+            Some(ByHand::DryRun | ByHand::Doctor(_)) | None => {}
+        }
         line.add_as("log", "verbose", level(self.log_level));
         line.text
     }

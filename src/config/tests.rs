@@ -112,10 +112,13 @@ fn sample(name: &str, root: &str) -> String {
         "on-lost-lock" => "finish".into(),
         "from" => "latest".into(),
         "client" => "kafka".into(),
-        "threads" | "max" | "max-deliveries" => "7".into(),
+        "threads" | "max" | "max-deliveries" | "partitions" => "7".into(),
+        "output" => "json".into(),
         "preload" => "none".into(),
         "lock" => format!("{root}/lock"),
-        "connect-timeout" | "timeout" | "grace" | "drain-timeout" | "idle-exit" | "max-runtime" => "77s".into(),
+        "connect-timeout" | "timeout" | "grace" | "drain-timeout" | "idle-exit" | "max-runtime" | "wait-timeout" => {
+            "77s".into()
+        }
         "shell" | "airflow" | "kafka-config" => format!("{root}/tool"),
         "output-dir" => root.into(),
         "output-limit" | "tail-bytes" => "7KiB".into(),
@@ -126,6 +129,11 @@ fn sample(name: &str, root: &str) -> String {
     }
 }
 
+/// Options put in behind the subcommand.
+fn with<'a>(words: &[&'a str], options: &[&'a str]) -> Vec<&'a str> {
+    [&words[..1], options, &words[1..]].concat()
+}
+
 #[test]
 fn every_setting_can_be_given_in_every_way() {
     let root = tempfile::tempdir().unwrap();
@@ -134,22 +142,27 @@ fn every_setting_can_be_given_in_every_way() {
     fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
     for opt in OPTIONS.iter().filter(|opt| opt.setting.is_some() && opt.name != "config") {
         let value = sample(opt.name, root.path().to_str().unwrap());
-        let brokers = ["--brokers", "b"];
-        let base: &[&str] = if ["brokers", "input"].contains(&opt.name) { &[] } else { &brokers };
+        let of = opt.of[0].name();
+        let words = [of, "--brokers", "b", "--wait", "--", "true"];
+        let base = match opt.name {
+            "brokers" | "input" => &words[..1],
+            "wait-timeout" => &words,
+            _ => &words[..3],
+        };
         let mut summaries = Vec::new();
         let mut add = |config: Config| {
             let source = config.sources.of(opt.name).unwrap().to_string();
             summaries.push(config.summary().replace(&source, "SOURCE"));
         };
         if opt.value.is_some() {
-            add(ok(&[base, &[&opt.flag(), &value]].concat(), &[]));
+            add(ok(&with(base, &[&opt.flag(), &value]), &[]));
         }
         add(ok(base, &[(&opt.variable().unwrap(), &value)]));
         for (section, key) in opt.file_keys() {
             let variable = format!("AIRFLOW__{}__{}", section.to_uppercase(), key.to_uppercase());
             add(ok(base, &[(&variable, &value)]));
             fs::write(&file, format!("[{section}]\n{key} = '{value}'\n")).unwrap();
-            add(ok(&[base, &["--config", file.to_str().unwrap()]].concat(), &[]));
+            add(ok(&with(base, &["--config", file.to_str().unwrap()]), &[]));
         }
         summaries.dedup();
         assert_eq!(summaries.len(), 1, "{}: {summaries:#?}", opt.name);
@@ -357,4 +370,42 @@ fn the_summary_is_one_line_with_sources() {
     );
     let config = ok(&["--input", "-"], &[("PATH", "/absent")]);
     assert!(config.summary().starts_with("input=stdin (from --input) threads=3 timeout=24h "), "{}", config.summary());
+}
+
+#[test]
+fn what_belongs_to_another_subcommand_is_not_looked_at() {
+    let elsewhere = [("AIRKAFKA_OUTPUT_DIR", "/absent"), ("AIRKAFKA_TIMEOUT", "bogus"), ("AIRKAFKA_INPUT", "-")];
+    for words in [&["send", "--brokers", "b", "--", "true"][..], &["results", "--brokers", "b"]] {
+        assert!(matches!(ok(words, &elsewhere).origin, Origin::Kafka(_)), "{words:?}");
+    }
+    assert_eq!(mistakes(&["--brokers", "b"], &elsewhere[..2]).0.len(), 2);
+}
+
+#[test]
+fn the_doctor_goes_on_where_settings_are_wrong_that_do_not_lead_to_brokers() {
+    let config = ok(&["doctor", "--brokers", "b", "--output-dir", "/absent"], &[("AIRKAFKA_TIMEOUT", "bogus")]);
+    let Some(by_hand::ByHand::Doctor(asked)) = config.by_hand else { panic!() };
+    assert_eq!((asked.found.len(), asked.init.as_str()), (2, "airkafka-worker init --brokers b"), "{asked:?}");
+    assert_eq!(mistakes(&["doctor", "--brokers", "b", "--topic", "a/b"], &[]).0.len(), 1);
+}
+
+#[test]
+fn what_send_cannot_do_is_told() {
+    for (words, told) in [
+        (&["--"][..], "send: no command is given; put it behind --"),
+        (&["--", ""], "send: no command is given"),
+        (&["--file", "-", "--", "true"], "--file: cannot go together with a command"),
+        (&["--file", "-", "--key", "k"], "--key: is about one command"),
+        (&["--file", "-", "--env", "A=1"], "--env: is about one command"),
+        (&["--file", "/absent"], "--file: \"/absent\" cannot be read"),
+        (&["--env", "A", "--", "true"], "--env: \"A\" is no variable; give NAME=VALUE"),
+        (&["--env", "A=1", "--env", "A=2", "--", "true"], "--env: \"A\" is given twice"),
+        (&["--timeout", "0", "--", "true"], "--timeout: \"0\" is no time at all"),
+        (&["--cwd", "", "--", "true"], "--cwd: \"\" is no directory"),
+        (&["--wait-timeout", "5s", "--", "true"], "--wait-timeout: has no effect without --wait"),
+    ] {
+        let (texts, code) = mistakes(&[&["send", "--brokers", "b"], words].concat(), &[]);
+        assert!(texts.len() == 1 && texts[0].starts_with(told), "{texts:?}");
+        assert_eq!(code, ExitCode::Usage);
+    }
 }

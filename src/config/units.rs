@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use super::by_hand::Output;
 use super::{Client, GroupType, OnLostLock, Preload, ResultFormat, StartFrom};
 
 /// A value, or what is wrong with it.
@@ -82,7 +83,7 @@ fn combined(text: &str) -> Option<u64> {
 }
 
 /// A duration as it can be typed.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub fn show_duration(duration: Duration) -> String {
     let total = duration.as_millis() as u64;
     let mut left = total;
     let mut text = String::new();
@@ -283,6 +284,11 @@ pub(super) fn preload(text: &str) -> Parsed<Preload> {
 /// The value of a result.
 pub(super) fn result_format(text: &str) -> Parsed<ResultFormat> {
     word(text, &ResultFormat::ALL.map(|format| (format.as_str(), format)))
+}
+
+/// The form of what is shown.
+pub(super) fn output(text: &str) -> Parsed<Output> {
+    word(text, &Output::ALL.map(|output| (output.as_str(), output)))
 }
 
 /// A level of Python's logging.

@@ -4,7 +4,7 @@
 
 mod child;
 mod output;
-mod program;
+pub mod program;
 pub mod registry;
 pub mod tree;
 
@@ -147,7 +147,7 @@ impl Runner {
 
     fn run_command(&self, command: &Command, job: &Job, slot: usize) -> Result<Ended, Ran> {
         let record = &job.record;
-        let (program, cwd) = match self.locate(command) {
+        let (program, cwd) = match locate(command, &self.settings) {
             Ok(located) => located,
             Err(Unusable { reason, error }) => return Ok(Ended::unstarted(reason, error)),
         };
@@ -214,31 +214,6 @@ impl Runner {
                 return Err(Ran::Aborted);
             }
         }
-    }
-
-    /// The program's absolute path and the working directory.
-    fn locate(&self, command: &Command) -> Result<(PathBuf, PathBuf), Unusable> {
-        let unusable = |error| Unusable { reason: Reason::SpawnError, error };
-        let here = std::env::current_dir().map_err(|e| unusable(format!("the worker's directory: {}", os_text(&e))))?;
-        let cwd = command.cwd.as_ref().map_or_else(|| here.clone(), |cwd| here.join(cwd));
-        if command.cwd.is_some() && !cwd.is_dir() {
-            return Err(unusable(format!("cwd {}: no such directory", printable(&cwd.to_string_lossy()))));
-        }
-        let word = command.argv[0].as_str();
-        match (word, &self.settings.airflow) {
-            ("airflow", Some(airflow)) => return Ok((airflow.clone(), cwd)),
-            (AIRFLOW_ENTRY, _) => {
-                if let Some(beside) = beside_airflow(&self.settings) {
-                    return Ok((beside, cwd));
-                }
-            }
-            _ => {}
-        }
-        let path: OsString = match command.env.get("PATH") {
-            Some(path) => path.into(),
-            None => std::env::var_os("PATH").unwrap_or_default(),
-        };
-        Ok((program::resolve(word, &path, &cwd)?, cwd))
     }
 
     /// Starts a command, waiting while the system has no room for it.
@@ -315,6 +290,31 @@ impl Runner {
         let ended = Ended::unstarted(Reason::SpawnError, "the worker failed on this record (see its log)".into());
         self.outcome(ended, record, Timestamp::now())
     }
+}
+
+/// The absolute path of a command's program, and the directory it is run in.
+pub fn locate(command: &Command, settings: &config::Exec) -> Result<(PathBuf, PathBuf), Unusable> {
+    let unusable = |error| Unusable { reason: Reason::SpawnError, error };
+    let here = std::env::current_dir().map_err(|e| unusable(format!("the worker's directory: {}", os_text(&e))))?;
+    let cwd = command.cwd.as_ref().map_or_else(|| here.clone(), |cwd| here.join(cwd));
+    if command.cwd.is_some() && !cwd.is_dir() {
+        return Err(unusable(format!("cwd {}: no such directory", printable(&cwd.to_string_lossy()))));
+    }
+    let word = command.argv[0].as_str();
+    match (word, &settings.airflow) {
+        ("airflow", Some(airflow)) => return Ok((airflow.clone(), cwd)),
+        (AIRFLOW_ENTRY, _) => {
+            if let Some(beside) = beside_airflow(settings) {
+                return Ok((beside, cwd));
+            }
+        }
+        _ => {}
+    }
+    let path: OsString = match command.env.get("PATH") {
+        Some(path) => path.into(),
+        None => std::env::var_os("PATH").unwrap_or_default(),
+    };
+    Ok((program::resolve(word, &path, &cwd)?, cwd))
 }
 
 /// The program that runs tasks of Airflow, as a command without a PATH of its own finds it. An error says why there is none.

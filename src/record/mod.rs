@@ -3,6 +3,7 @@
 //! Wire names live only here. Anything a record can hold is answered: bytes that are no command are an [`Invalid`] with
 //! the reason, never a panic.
 
+pub mod result;
 pub mod words;
 
 use std::collections::BTreeMap;
@@ -38,19 +39,22 @@ pub struct Command {
 pub struct Invalid(pub String);
 
 /// The object form of a command, as it stands in JSON.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct CommandObject {
     command: ArgvOrLine,
+    #[serde(skip_serializing_if = "Option::is_none")]
     stdin: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     env: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cwd: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<f64>,
 }
 
 /// The two ways to write what to run.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(untagged, expecting = "`command` has to be an array of strings or a string")]
 enum ArgvOrLine {
     Argv(Vec<String>),
@@ -84,6 +88,16 @@ pub fn decode(value: Option<&[u8]>, shell: Option<&Path>) -> Result<Command, Inv
     // serde_json says where, but may quote what it met: keep control characters off the terminal and the log.
     let object = object.map_err(|e| Invalid(printable(&e)))?;
     object.into_command(shell)
+}
+
+/// The value of a record that asks for this command: the array alone, if that says it all.
+pub fn encode_command(command: Command) -> Vec<u8> {
+    let Command { argv, stdin, env, cwd, timeout } = command;
+    if stdin.is_none() && env.is_empty() && cwd.is_none() && timeout.is_none() {
+        return to_json(&argv);
+    }
+    let timeout = timeout.map(|timeout| timeout.as_secs_f64());
+    to_json(&CommandObject { command: ArgvOrLine::Argv(argv), stdin, env, cwd, timeout })
 }
 
 impl From<ArgvOrLine> for CommandObject {
@@ -124,7 +138,7 @@ impl CommandObject {
 }
 
 /// Whether the command did what it was asked to; the words of the original's result value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It ended by itself with exit code 0.
@@ -144,7 +158,7 @@ impl State {
 }
 
 /// How a command came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// It exited; `exit_code` is its own.
@@ -190,7 +204,7 @@ impl Reason {
 }
 
 /// What came of one command; its JSON form is the outcome object, members in this order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Whether it did what it was asked to.
     pub state: State,
@@ -315,8 +329,13 @@ pub fn from_input_line(line: &[u8]) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
 
 /// Text from outside, fit for a terminal or a log line: control characters escaped.
 pub fn printable(text: &str) -> String {
+    printable_but(text, &[])
+}
+
+/// The same, but for the control characters of `allowed`.
+pub fn printable_but(text: &str, allowed: &[char]) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        if c.is_control() {
+        if c.is_control() && !allowed.contains(&c) {
             out.extend(c.escape_default())
         } else {
             out.push(c)

@@ -162,3 +162,20 @@ fn a_line_of_input_is_a_key_and_a_command() {
     let (key, _) = from_input_line(br#"{"key":7,"command":["a"]}"#);
     assert_eq!(key.as_deref(), Some(&b"7"[..]));
 }
+
+#[test]
+fn a_command_that_is_encoded_is_decoded_as_it_was() {
+    let plain =
+        Command { argv: vec!["a b".into(), "\"".into()], stdin: None, env: [].into(), cwd: None, timeout: None };
+    assert_eq!(encode_command(plain.clone()), br#"["a b","\""]"#);
+    let full = Command {
+        stdin: Some("x\n".into()),
+        env: [("A".into(), "1".into())].into(),
+        cwd: Some("/tmp".into()),
+        timeout: Some(Duration::from_millis(1500)),
+        ..plain.clone()
+    };
+    for command in [plain, full] {
+        assert_eq!(decode(Some(&encode_command(command.clone())), None), Ok(command));
+    }
+}

@@ -42,13 +42,28 @@ impl Client {
 
     /// Creates a topic; leaders may be missing for a moment.
     pub fn create_topic(&self, name: &str, partitions: usize, replication: i16) -> io::Result<()> {
+        self.create_topic_with(name, partitions, replication, &[])
+    }
+
+    /// The same, with settings.
+    pub fn create_topic_with(
+        &self,
+        name: &str,
+        partitions: usize,
+        replication: i16,
+        settings: &[(&str, &str)],
+    ) -> io::Result<()> {
         let mut body = Vec::new();
         body.extend(1i32.to_be_bytes()); // one topic
         string(&mut body, name);
         body.extend((partitions as i32).to_be_bytes());
         body.extend(replication.to_be_bytes());
         body.extend(0i32.to_be_bytes()); // assignments
-        body.extend(0i32.to_be_bytes()); // settings
+        body.extend((settings.len() as i32).to_be_bytes());
+        for (key, value) in settings {
+            string(&mut body, key);
+            string(&mut body, value);
+        }
         body.extend(30_000i32.to_be_bytes()); // timeout
         body.push(0); // not only validate
         let mut answer = request(self.any(), 19, 2, &body)?;

@@ -115,6 +115,11 @@ impl Connection {
         self.versions.get(&api).is_some_and(|range| (range.min..=range.max).contains(&version))
     }
 
+    /// The newest version of a request that the broker serves, whatever we know of it.
+    pub fn newest(&self, api: i16) -> Option<i16> {
+        self.versions.get(&api).map(|range| range.max)
+    }
+
     /// Sends a request, encoded as `version`. Its response is the next one that is not awaited yet.
     pub fn send<R: Request>(&mut self, version: i16, request: &R, deadline: Instant) -> Result<()> {
         let mut body = BytesMut::new();

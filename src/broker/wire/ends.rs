@@ -16,18 +16,37 @@ use crate::error::Result;
 /// The newest ListOffsets that asks for one offset by its meaning.
 const LIST_OFFSETS: i16 = 5;
 
-/// The first, or the next, offset of each of these partitions; `read_committed`: without what is not committed. Each leader
-/// may take `patience` to answer.
+/// Which offset is wanted of a partition.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// The first, or the next.
+    End(StartFrom),
+    /// That of the first record written at this time (in milliseconds since the epoch) or later; -1 if there is none.
+    Since(i64),
+}
+
+impl From<StartFrom> for Wanted {
+    fn from(end: StartFrom) -> Wanted {
+        Wanted::End(end)
+    }
+}
+
+/// An offset of each of these partitions; `read_committed`: without what is not committed. Each leader may take `patience`
+/// to answer.
 pub fn ask(
     cluster: &Cluster,
     topic: &str,
     partitions: &BTreeSet<i32>,
-    end: StartFrom,
+    wanted: impl Into<Wanted>,
     read_committed: bool,
     patience: Duration,
 ) -> Result<BTreeMap<i32, i64>> {
     let mut by_leader: BTreeMap<i32, Vec<ListOffsetsPartition>> = BTreeMap::new();
-    let timestamp = if end == StartFrom::Earliest { -2 } else { -1 };
+    let timestamp = match wanted.into() {
+        Wanted::End(StartFrom::Earliest) => -2,
+        Wanted::End(StartFrom::Latest) => -1,
+        Wanted::Since(timestamp_ms) => timestamp_ms,
+    };
     for &partition in partitions {
         let leader = cluster.leader(topic, partition).ok_or_else(|| errors::no_leader(topic, partition))?;
         let asked = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(timestamp);

@@ -18,11 +18,15 @@ use super::errors::{self, Doing};
 use super::records::{self, Aborted, Batches};
 use super::{millis, topic_name};
 use crate::broker::outage::Outage;
-use crate::config::StartFrom;
+use crate::config::client::Isolation;
+use crate::config::{self, StartFrom};
 use crate::error::{Error, Result};
 
 /// The newest Fetch by topic name.
 const FETCH: i16 = 12;
+
+/// How much longer than its long poll a Fetch may be silent; a large answer on a slow line is not silent.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How to read.
 #[derive(Clone, Debug)]
@@ -39,6 +43,21 @@ pub struct Settings {
     pub long_poll: Duration,
     /// How much longer than the long poll an answer may take.
     pub patience: Duration,
+}
+
+impl Settings {
+    /// Those for `topic`, by the properties of `config`.
+    pub fn of(config: &config::Kafka, topic: &str) -> Settings {
+        let settings = &config.settings;
+        Settings {
+            topic: topic.to_string(),
+            partition_bytes: settings.partition_fetch_bytes,
+            broker_bytes: settings.fetch_max_bytes,
+            read_committed: settings.isolation == Isolation::ReadCommitted,
+            long_poll: settings.fetch_max_wait,
+            patience: settings.request_timeout.min(PATIENCE),
+        }
+    }
 }
 
 /// Where reading stands in each partition, and the connections to the leaders.
@@ -186,6 +205,18 @@ impl Fetchers {
     pub fn ends(&self, cluster: &Cluster, partitions: &BTreeSet<i32>, end: StartFrom) -> Result<BTreeMap<i32, i64>> {
         let Settings { topic, read_committed, patience, .. } = &self.settings;
         ends::ask(cluster, topic, partitions, end, *read_committed, *patience)
+    }
+
+    /// The first offset of each of these partitions whose record was written at `timestamp_ms` (since the epoch) or later; -1
+    /// where there is none.
+    pub fn since(
+        &self,
+        cluster: &Cluster,
+        partitions: &BTreeSet<i32>,
+        timestamp_ms: i64,
+    ) -> Result<BTreeMap<i32, i64>> {
+        let Settings { topic, read_committed, patience, .. } = &self.settings;
+        ends::ask(cluster, topic, partitions, ends::Wanted::Since(timestamp_ms), *read_committed, *patience)
     }
 
     fn no_leader(&self, partition: i32) -> Error {

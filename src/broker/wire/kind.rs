@@ -24,7 +24,41 @@ use crate::error::{Error, Kind, Result};
 /// The newest DescribeGroups that answers for a group that is not there as if it were dead.
 const DESCRIBE_GROUPS: i16 = 5;
 
-/// A source of the kind that `--group-type` says, or that suits cluster and group.
+/// Which kind of group it is to be, and why.
+pub struct Choice {
+    /// What is known of the share group; `None`: it is a consumer group.
+    pub share: Option<GroupFacts>,
+    /// Why it is of this kind.
+    pub why: String,
+}
+
+/// The kind that `--group-type` says, or that suits cluster and group; the topic has to be known.
+pub fn choose(config: &config::Kafka, cluster: &mut Cluster) -> Result<Choice> {
+    let consumer = |why: String| Ok(Choice { share: None, why });
+    if config.group_type == GroupType::Consumer {
+        return consumer("--group-type".into());
+    }
+    let facts = match offered(cluster, &config.group)? {
+        Ok(facts) => facts,
+        Err(why) if config.group_type == GroupType::Share => {
+            return Err(Error::new(Kind::Config, format!("--group-type share: {why}"))
+                .hint("use brokers from 4.2 on with renewal switched on, or --group-type consumer"));
+        }
+        Err(why) => return consumer(why),
+    };
+    if config.group_type == GroupType::Share {
+        return Ok(Choice { share: Some(facts), why: "--group-type".into() });
+    }
+    if config.instance_id.is_some() {
+        return consumer("it has static members (--instance-id)".into());
+    }
+    if let Some(why) = is_consumer_group(cluster, config)? {
+        return consumer(why);
+    }
+    Ok(Choice { share: Some(facts), why: "the brokers offer it, and no offsets are committed for it".into() })
+}
+
+/// A source of that kind.
 pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>) -> Result<Box<dyn Source>> {
     if config.group_type == GroupType::Consumer {
         return Ok(Box::new(WireSource::connect(config, dialer.clone())?));
@@ -32,26 +66,8 @@ pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>
     let mut cluster = Cluster::new(dialer.clone(), config.brokers.clone(), group::patience(&config.settings));
     cluster.refresh(&[&config.topic], Purpose::Read)?;
     let group = &config.group;
-    let facts = match offered(&mut cluster, group)? {
-        Ok(facts) => facts,
-        Err(why) if config.group_type == GroupType::Share => {
-            return Err(Error::new(Kind::Config, format!("--group-type share: {why}"))
-                .hint("use brokers from 4.2 on with renewal switched on, or --group-type consumer"));
-        }
-        Err(why) => return consumer(config, dialer, &why),
-    };
-    if config.group_type == GroupType::Auto {
-        if config.instance_id.is_some() {
-            return consumer(config, dialer, "it has static members (--instance-id)");
-        }
-        if let Some(why) = is_consumer_group(&mut cluster, config)? {
-            return consumer(config, dialer, &why);
-        }
-    }
-    let why = match config.group_type {
-        GroupType::Auto => "the brokers offer it, and no offsets are committed for it",
-        _ => "--group-type",
-    };
+    let Choice { share, why } = choose(config, &mut cluster)?;
+    let Some(facts) = share else { return consumer(config, dialer, &why) };
     info!("group {group}: taking part in it as a share group ({why})");
     if max_deliveries > facts.deliveries {
         warn!(

@@ -148,6 +148,11 @@ impl Producer {
         Batch { records, first_sequence, in_doubt: false, bytes: bytes.into() }
     }
 
+    /// Which commands' records stand in the batch of a partition that is not answered, in its order.
+    pub fn unanswered(&self, place: Place) -> impl Iterator<Item = At> {
+        self.batches.get(&place).into_iter().flat_map(|batch| batch.records.iter().map(|(_, at)| *at))
+    }
+
     /// Takes note of the answer to the batch of a partition. What was written is taken out of `unsent`.
     pub fn answered(&mut self, place: Place, error: Option<ResponseError>, unsent: &mut Vec<Outgoing>) -> Verdict {
         let Some(batch) = self.batches.get(&place) else { return Verdict::Again };

@@ -21,7 +21,7 @@ use super::errors::{self, Doing};
 use super::producer::{Place, Producer, Verdict};
 use super::{millis, topic_name};
 use crate::broker::route::{self, Topics};
-use crate::broker::{Outgoing, Sink, Target};
+use crate::broker::{At, Outgoing, Sink, Target};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 
@@ -50,7 +50,12 @@ pub struct WireSink {
     stale: bool,
     /// Leaders that did not answer, and until when they are left alone: the others must not wait for them.
     resting: BTreeMap<i32, Instant>,
+    /// Where what was written stands, for who wants to know.
+    written: Option<Vec<Written>>,
 }
+
+/// A record that was written: the place of its command, and its own.
+pub type Written = (At, At);
 
 /// What is to be done once every answer of a round has been taken: one that is left on its connection would later be taken
 /// for that to another request.
@@ -80,9 +85,20 @@ impl WireSink {
             idempotent: true,
             stale: true,
             resting: BTreeMap::new(),
+            written: None,
         };
         sink.prepare()?;
         Ok(sink)
+    }
+
+    /// Keeps from now on where what is written stands, until [`take_written`](Self::take_written).
+    pub fn keep_written(&mut self) {
+        self.written = Some(Vec::new());
+    }
+
+    /// What was written since this was called last, if it is kept.
+    pub fn take_written(&mut self) -> Vec<Written> {
+        self.written.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Sees to it that the leaders and a producer id are known.
@@ -251,6 +267,10 @@ impl WireSink {
                     |place: &&Place| self.topics.name(place.0) == topic.name.0.as_str() && place.1 == answer.index;
                 let Some(&place) = places.iter().find(of_topic) else { continue };
                 let code = ResponseError::try_from_code(answer.error_code);
+                if let Some(written) = self.written.as_mut().filter(|_| code.is_none()) {
+                    let offsets = (answer.base_offset..).map(|offset| (answer.index, offset));
+                    written.extend(producer.unanswered(place).zip(offsets));
+                }
                 let verdict = producer.answered(place, code, unsent);
                 let at = format!("{}-{}", topic.name.0, answer.index);
                 let explained =

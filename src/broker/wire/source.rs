@@ -16,7 +16,6 @@ use super::group::{self, Change, Group};
 use super::in_short;
 use crate::broker::outage::Outage;
 use crate::broker::{At, Commit, Demand, Event, Position, Record, Source, reading};
-use crate::config::client::Isolation;
 use crate::config::{self, StartFrom};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{self, runs::Runs};
@@ -25,8 +24,6 @@ use crate::ledger::{self, runs::Runs};
 const METADATA_LIMIT: usize = 4096;
 /// How often, at most, a rejoin only tells what is done: until then the owner of the partition holds it open.
 const TELL_EVERY: Duration = Duration::from_secs(3);
-/// How much longer than its long poll a Fetch may be silent; a large answer on a slow line is not silent.
-const FETCH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often, at most, the cluster is asked again who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -70,14 +67,7 @@ impl WireSource {
         let mut cluster = Cluster::new(dialer, config.brokers.clone(), group::patience(settings));
         cluster.refresh(&[&config.topic], Purpose::Read)?;
         let group = Group::new(group::Settings::of(config));
-        let fetchers = Fetchers::new(fetch::Settings {
-            topic: config.topic.clone(),
-            partition_bytes: settings.partition_fetch_bytes,
-            broker_bytes: settings.fetch_max_bytes,
-            read_committed: settings.isolation == Isolation::ReadCommitted,
-            long_poll: settings.fetch_max_wait,
-            patience: settings.request_timeout.min(FETCH_PATIENCE),
-        });
+        let fetchers = Fetchers::new(fetch::Settings::of(config, &config.topic));
         let now = Instant::now();
         Ok(WireSource {
             topic: config.topic.as_str().into(),

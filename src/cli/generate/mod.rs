@@ -13,13 +13,12 @@ use std::ffi::OsString;
 
 use jiff::Timestamp;
 
-use super::Parsed;
-use super::help::{HEAD, TAIL};
-use super::options::{OPTIONS, Opt};
+use super::options::{self, Opt};
 use super::words::shown;
+use super::{Parsed, Subcommand};
 
 /// The word that asks for one of [`KINDS`].
-const WORD: &str = "generate";
+pub(super) const WORD: &str = "generate";
 /// What there is, in the order of the help.
 const KINDS: [&str; 4] = ["man", "bash", "zsh", "fish"];
 /// First words that have no options of their own.
@@ -38,7 +37,9 @@ struct Mode {
 
 /// Every mode, the one without a word first.
 fn modes() -> Vec<Mode> {
-    vec![Mode { word: "start", head: HEAD, options: OPTIONS.iter().collect(), tail: TAIL }]
+    let mode =
+        |of: Subcommand| Mode { word: of.name(), head: of.head(), options: options::of(of).collect(), tail: of.tail() };
+    Subcommand::ALL.into_iter().map(mode).collect()
 }
 
 /// Understands a command line that begins with [`WORD`]; `None` for any other.
@@ -51,7 +52,7 @@ pub(super) fn asked(words: &[OsString]) -> Option<Parsed> {
         ["bash"] => Parsed::Print(bash::completion(&modes)),
         ["zsh"] => Parsed::Print(zsh::completion(&modes)),
         ["fish"] => Parsed::Print(fish::completion(&modes)),
-        ["--help" | "-h"] => Parsed::Print(super::help()),
+        ["--help" | "-h"] => Parsed::Print(super::help(Subcommand::Start)),
         [] => Parsed::Usage(format!("{WORD} needs to know what: {}\n", KINDS.join(", "))),
         [what] => Parsed::Usage(format!("{WORD} makes {}, but no {}\n", KINDS.join(", "), shown(what))),
         [_, more, ..] => Parsed::Usage(format!("{WORD} takes one word; what is {}?\n", shown(more))),

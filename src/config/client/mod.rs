@@ -204,6 +204,15 @@ impl Settings {
         }
     }
 
+    /// The name of our principal in ACLs, where it is ours to say: that of a certificate or token is the broker's.
+    pub fn user(&self) -> Option<&str> {
+        match (&self.sasl, &self.tls) {
+            (Some(Sasl::Plain(login) | Sasl::ScramSha256(login) | Sasl::ScramSha512(login)), _) => Some(&login.user),
+            (None, None) => Some("ANONYMOUS"),
+            _ => None,
+        }
+    }
+
     /// The name of `security.protocol`.
     pub fn protocol(&self) -> &'static str {
         match (&self.tls, &self.sasl) {

@@ -78,7 +78,7 @@ fn deliver(offset: i64, timestamp: Option<i64>, message: Message, out: &mut Batc
     if offset >= out.next {
         out.next = offset.saturating_add(1);
         let timestamp_ms = timestamp.filter(|&timestamp| timestamp >= 0);
-        out.records.push(Fetched { offset, timestamp_ms, key: message.key, value: message.value });
+        out.records.push(Fetched { offset, timestamp_ms, key: message.key, value: message.value, headers: vec![] });
     }
 }
 

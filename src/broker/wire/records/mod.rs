@@ -32,6 +32,8 @@ pub struct Fetched {
     pub key: Option<Bytes>,
     /// Its value.
     pub value: Option<Bytes>,
+    /// Its headers, in order.
+    pub headers: Vec<(Bytes, Option<Bytes>)>,
 }
 
 /// Where the records stop being readable, and why.
@@ -246,16 +248,16 @@ fn read_record(bytes: &mut Bytes, base: i64, header: &Header) -> Option<Fetched>
         base.checked_add(varint(&mut record)?).filter(|offset| (base..=header.last_offset).contains(offset))?;
     let key = nullable(&mut record)?;
     let value = nullable(&mut record)?;
+    let mut headers = Vec::new(); // grows as they come, whatever number is claimed
     for _ in 0..u32::try_from(varint(&mut record)?).ok()? {
-        nullable(&mut record)??; // a header's key
-        nullable(&mut record)?;
+        headers.push((nullable(&mut record)??, nullable(&mut record)?));
     }
     if !record.is_empty() {
         return None;
     }
     let appended = header.attributes & 8 != 0;
     let timestamp = if appended { header.max_timestamp } else { timestamp };
-    Some(Fetched { offset, timestamp_ms: (timestamp >= 0).then_some(timestamp), key, value })
+    Some(Fetched { offset, timestamp_ms: (timestamp >= 0).then_some(timestamp), key, value, headers })
 }
 
 /// Bytes after their length; a negative length is null.

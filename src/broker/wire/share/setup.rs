@@ -13,7 +13,7 @@ use kafka_protocol::protocol::StrBytes;
 use log::{info, warn};
 
 use crate::broker::wire::cluster::Cluster;
-use crate::config::{self, client::Isolation};
+use crate::config::{self, StartFrom, client::Isolation};
 use crate::error::{Error, Kind, Result};
 
 const DESCRIBE: i16 = 4;
@@ -86,6 +86,15 @@ impl GroupFacts {
             own,
             effective,
         })
+    }
+
+    /// Where a partition begins that the group has not begun with.
+    pub fn starts(&self, config: &config::Kafka) -> StartFrom {
+        match self.own.get(RESET).map(String::as_str) {
+            Some("latest") => StartFrom::Latest,
+            Some(_) => StartFrom::Earliest,
+            None => config.from, // as a worker sets it
+        }
     }
 
     /// Where the broker itself writes what is rejected.
