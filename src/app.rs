@@ -130,8 +130,10 @@ fn open(kafka: &config::Kafka, max_deliveries: u32) -> Result<Pair> {
         return Ok((Box::new(KafkaSource::connect(kafka)?), Box::new(KafkaSink::connect(kafka)?)));
     }
     let dialer = Arc::new(Dialer::new(kafka)?);
-    let source = kind::connect(kafka, max_deliveries, &dialer)?;
-    Ok((source, Box::new(WireSink::connect(kafka, dialer)?)))
+    let (source, told) = kind::connect(kafka, max_deliveries, &dialer)?;
+    let sink = WireSink::connect(kafka, dialer)?;
+    info!("{told}"); // once, however often it is tried
+    Ok((source, Box::new(sink)))
 }
 
 /// The threads that end with a result; to be joined in the direction of the flow.

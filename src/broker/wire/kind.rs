@@ -58,17 +58,19 @@ pub fn choose(config: &config::Kafka, cluster: &mut Cluster) -> Result<Choice> {
     Ok(Choice { share: Some(facts), why: "the brokers offer it, and no offsets are committed for it".into() })
 }
 
+/// A source, and the sentence that says of which kind of group it is a member, and why.
+pub type Chosen = (Box<dyn Source>, String);
+
 /// A source of that kind.
-pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>) -> Result<Box<dyn Source>> {
+pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>) -> Result<Chosen> {
     if config.group_type == GroupType::Consumer {
-        return Ok(Box::new(WireSource::connect(config, dialer.clone())?));
+        return consumer(config, dialer, "--group-type");
     }
     let mut cluster = Cluster::new(dialer.clone(), config.brokers.clone(), group::patience(&config.settings));
     cluster.refresh(&[&config.topic], Purpose::Read)?;
     let group = &config.group;
     let Choice { share, why } = choose(config, &mut cluster)?;
     let Some(facts) = share else { return consumer(config, dialer, &why) };
-    info!("group {group}: taking part in it as a share group ({why})");
     if max_deliveries > facts.deliveries {
         warn!(
             "--max-deliveries {} is more than the broker allows: it drops a record after its {}th delivery, whatever came of it; \
@@ -80,12 +82,13 @@ pub fn connect(config: &config::Kafka, max_deliveries: u32, dialer: &Arc<Dialer>
         info!("share group {group}: the broker writes what is rejected to {topic}");
     }
     facts.prepare(&mut cluster, config)?;
-    Ok(Box::new(ShareSource::connect(config, dialer.clone(), &facts)?))
+    let source = ShareSource::connect(config, dialer.clone(), &facts)?;
+    Ok((Box::new(source), format!("group {group}: taking part in it as a share group ({why})")))
 }
 
-fn consumer(config: &config::Kafka, dialer: &Arc<Dialer>, why: &str) -> Result<Box<dyn Source>> {
-    info!("group {}: taking part in it as a consumer group ({why})", config.group);
-    Ok(Box::new(WireSource::connect(config, dialer.clone())?))
+fn consumer(config: &config::Kafka, dialer: &Arc<Dialer>, why: &str) -> Result<Chosen> {
+    let source = WireSource::connect(config, dialer.clone())?;
+    Ok((Box::new(source), format!("group {}: taking part in it as a consumer group ({why})", config.group)))
 }
 
 /// What is known of the group where the cluster offers share groups with renewal; otherwise why it does not.
