@@ -28,7 +28,7 @@ use crate::preload::Preload;
 use crate::publish::Publisher;
 use crate::record::ResultStyle;
 use crate::shutdown::{Level, Shutdown};
-use crate::sys;
+use crate::{sys, systemd};
 
 /// How often orphans are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -84,6 +84,7 @@ fn run_to_the_end(config: Config) -> Result<ExitCode> {
     if config.preload == config::Preload::Airflow {
         start_preload(&config.exec, preload.as_ref());
     }
+    systemd::ready();
     let (ends, done) = start(config, source, sink, &shutdown, registry, preload.clone(), &failed)?;
     let ended =
         wait_for_end(&done, &shutdown, ending.runtime, drain_timeout, grace).and_then(|()| ends.join(&shutdown));
@@ -216,6 +217,7 @@ fn wait_for_end(
         }
         recv(shutdown.at(Level::Drain)) -> _ => info!("draining: nothing new is started; a second signal stops what runs"),
     }
+    systemd::stopping();
     let drain_timer = drain_timeout.map_or_else(crossbeam_channel::never, crossbeam_channel::after);
     crossbeam_channel::select! {
         recv(done) -> _ => return Ok(()),

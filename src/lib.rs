@@ -120,3 +120,4 @@ pub mod publish;
 pub mod record;
 pub mod shutdown;
 pub mod sys;
+pub mod systemd;

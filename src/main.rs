@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             return mistakes.exit_code().into();
         }
     };
-    logger::start(config.log_level);
+    logger::start(config.log_level, config.log_format);
     match config.by_hand.clone() {
         Some(by_hand) => hand::run(&config, &by_hand),
         None => app::run(config).into(),

@@ -176,6 +176,9 @@ pub struct Args {
     /// value of `--config`
     #[argh(option)]
     pub config: Option<String>,
+    /// value of `--log-format`
+    #[argh(option)]
+    pub log_format: Option<String>,
     /// how often `--verbose`
     #[argh(switch, short = 'v')]
     pub verbose: u8,
@@ -229,6 +232,7 @@ impl Args {
             "lock" => &self.lock,
             "input" => &self.input,
             "config" => &self.config,
+            "log-format" => &self.log_format,
             _ => &None,
         };
         field.as_deref()

@@ -614,6 +614,17 @@ pub const OPTIONS: &[Opt] = &[
         help: "an airflow.cfg to take settings from",
     },
     Opt {
+        name: "log-format",
+        short: None,
+        value: Some("text|json"),
+        fallback: Fallback::Value("text"),
+        setting: Some("log_format"),
+        airflow: None,
+        of: ALL,
+        heading: GENERAL,
+        help: "what a line of the log is: text, or a JSON object with time, level and message",
+    },
+    Opt {
         name: "verbose",
         short: Some('v'),
         value: None,

@@ -46,6 +46,8 @@ pub struct Config {
     pub result_format: ResultFormat,
     /// What is logged.
     pub log_level: LevelFilter,
+    /// What a line of the log is.
+    pub log_format: LogFormat,
     /// Remarks to log once the logger stands (settings that are accepted but deserve a word).
     pub remarks: Vec<String>,
     /// Where the settings that are not defaults came from, for [`Config::summary`].
@@ -204,6 +206,28 @@ impl ResultFormat {
     }
 }
 
+/// What a line of the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Time, level and message.
+    Text,
+    /// The same as a JSON object.
+    Json,
+}
+
+impl LogFormat {
+    /// All there are.
+    const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
 /// When the worker ends by itself, and how. Without any of it: never.
 #[derive(Clone, Debug, Default)]
 pub struct Ending {
@@ -312,6 +336,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
     let max_deliveries = look.value("max-deliveries", |text| units::whole(text, 2..=1000, "deliveries"));
     let result_format = look.value("result-format", units::result_format);
     let log_level = log_level(look, args);
+    let log_format = look.value("log-format", units::log_format);
     let ending = ending(look, args);
     let threads = threads.map(|threads| threads.unwrap_or(units::threads_for(env.cpus)));
     let by_hand = by_hand::by_hand(look, args, threads.map_or(1, NonZeroUsize::get));
@@ -335,6 +360,7 @@ fn build(look: &mut Lookup, args: &Args, env: &Env) -> Checked<Config> {
         drain_timeout: drain_timeout?,
         result_format: result_format?,
         log_level: log_level?,
+        log_format: log_format?,
         remarks: Vec::new(),
         sources: Sources::default(),
     })

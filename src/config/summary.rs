@@ -77,6 +77,7 @@ impl Config {
             Some(ByHand::Init(init)) => line.add("partitions", init.partitions),
             Some(ByHand::DryRun | ByHand::Doctor(_)) | None => {}
         }
+        line.add("log-format", self.log_format.as_str());
         line.add_as("log", "verbose", level(self.log_level));
         line.text
     }

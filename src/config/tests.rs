@@ -122,7 +122,7 @@ fn sample(name: &str, root: &str) -> String {
         "shell" | "airflow" | "kafka-config" => format!("{root}/tool"),
         "output-dir" => root.into(),
         "output-limit" | "tail-bytes" => "7KiB".into(),
-        "result-format" => "json".into(),
+        "result-format" | "log-format" => "json".into(),
         "input" => format!("{root}/tool"),
         "verbose" => "DEBUG".into(),
         other => panic!("a value for {other} is missing here"),
@@ -366,7 +366,7 @@ fn the_summary_is_one_line_with_sources() {
          dead-letter-topic=none group=\"my group\" (from airflow.cfg: [kafka] group_id) group-type=auto on-lost-lock=stop \
          max-deliveries=5 from=earliest client=auto connect-timeout=30s instance-id=none security=PLAINTEXT threads=8 (from AIRFLOW__CORE__PARALLELISM) timeout=24h grace=10s drain-timeout=1m30s \
          (from --drain-timeout) shell=none airflow=none preload=auto output-dir=none output-limit=10GiB tail-bytes=2KiB \
-         idle-exit=none max=none max-runtime=none lock=none result-format=state log=info"
+         idle-exit=none max=none max-runtime=none lock=none result-format=state log-format=text log=info"
     );
     let config = ok(&["--input", "-"], &[("PATH", "/absent")]);
     assert!(config.summary().starts_with("input=stdin (from --input) threads=3 timeout=24h "), "{}", config.summary());

@@ -13,7 +13,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::by_hand::Output;
-use super::{Client, GroupType, OnLostLock, Preload, ResultFormat, StartFrom};
+use super::{Client, GroupType, LogFormat, OnLostLock, Preload, ResultFormat, StartFrom};
 
 /// A value, or what is wrong with it.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -289,6 +289,11 @@ pub(super) fn result_format(text: &str) -> Parsed<ResultFormat> {
 /// The form of what is shown.
 pub(super) fn output(text: &str) -> Parsed<Output> {
     word(text, &Output::ALL.map(|output| (output.as_str(), output)))
+}
+
+/// `text` or `json`.
+pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+    word(text, &LogFormat::ALL.map(|format| (format.as_str(), format)))
 }
 
 /// A level of Python's logging.

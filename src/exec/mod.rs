@@ -30,6 +30,7 @@ use crate::pool::Job;
 use crate::preload::{self, Preload};
 use crate::record::{self, Command, Invalid, Outcome, Reason, State, printable, show_key};
 use crate::shutdown::{Level, Shutdown};
+use crate::systemd;
 use child::{End, Running, Verdict};
 use output::Output;
 use program::Unusable;
@@ -250,9 +251,9 @@ impl Runner {
             Some(socket) => preload::client::command(socket, program),
             None => process::Command::new(program),
         };
+        os_command.args(&command.argv[1..]).current_dir(cwd);
+        systemd::VARIABLES.iter().for_each(|name| drop(os_command.env_remove(name)));
         os_command
-            .args(&command.argv[1..])
-            .current_dir(cwd)
             .envs(&command.env)
             .env(tree::COOKIE, cookie)
             .stdin(stdin_with(command.stdin.as_deref())?)

@@ -17,6 +17,7 @@ use crate::config::Until;
 use crate::error::{Kind, Result};
 use crate::pool::{Job, Settled};
 use crate::shutdown::{Level, Shutdown};
+use crate::systemd::Watchdog;
 use partitions::{Account, Partitions};
 
 /// How long a fetch may wait while nothing runs: a record that comes ends the wait at once.
@@ -48,6 +49,7 @@ pub struct Intake<'a> {
     busy: Arc<AtomicUsize>,
     /// Somebody wants to know how things stand.
     asked: Arc<AtomicBool>,
+    watchdog: Watchdog,
     until: Until,
     /// How many were handed over.
     started: u64,
@@ -85,6 +87,7 @@ impl<'a> Intake<'a> {
             threads,
             busy,
             asked,
+            watchdog: Watchdog::of_process(),
             until,
             started: 0,
             idle_since: None,
@@ -128,9 +131,7 @@ impl<'a> Intake<'a> {
             && !(self.ended && self.next.is_none() && self.partitions.unstarted() == 0)
         {
             settled.try_iter().for_each(|settled| self.settle(settled));
-            if self.asked.swap(false, Ordering::AcqRel) {
-                self.tell();
-            }
+            self.goes_round();
             self.read()?;
             if self.next.is_none() {
                 self.next = self.partitions.next(self.source.metadata_limit());
@@ -205,9 +206,7 @@ impl<'a> Intake<'a> {
         let hand_over_at = Instant::now() + HAND_OVER_AFTER;
         let mut handing_over = false;
         loop {
-            if self.asked.swap(false, Ordering::AcqRel) {
-                self.tell();
-            }
+            self.goes_round();
             match settled.recv_timeout(TOP_UP) {
                 Ok(settled) => self.settle(settled),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -254,6 +253,14 @@ impl<'a> Intake<'a> {
         let idle = self.threads.saturating_sub(self.busy.load(Ordering::Acquire));
         let allowed = self.until.commands.map_or(u64::MAX, |most| most.saturating_sub(self.started));
         idle.min(usize::try_from(allowed).unwrap_or(usize::MAX)).saturating_sub(waiting)
+    }
+
+    /// The loop goes round: time to tell those who want to know of it.
+    fn goes_round(&mut self) {
+        self.watchdog.feed();
+        if self.asked.swap(false, Ordering::AcqRel) {
+            self.tell();
+        }
     }
 
     /// How things stand, for the log.
@@ -379,6 +386,7 @@ impl<'a> Intake<'a> {
         let deadline =
             Instant::now() + if self.shutdown.level() == Level::Kill { LAST_COMMIT_AT_ONCE } else { LAST_COMMIT };
         loop {
+            self.watchdog.feed();
             let left = self.commit().and_then(|_| self.source.leave());
             let pause = match left {
                 Ok(true) => return Ok(()),
