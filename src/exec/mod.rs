@@ -252,7 +252,9 @@ impl Runner {
             None => process::Command::new(program),
         };
         os_command.args(&command.argv[1..]).current_dir(cwd);
-        systemd::VARIABLES.iter().for_each(|name| drop(os_command.env_remove(name)));
+        for name in systemd::VARIABLES {
+            os_command.env_remove(name);
+        }
         os_command
             .envs(&command.env)
             .env(tree::COOKIE, cookie)
