@@ -60,7 +60,7 @@ fn three_workers_share_eight_partitions() {
     for worker in &workers {
         worker.wait_for_log("3 member(s)");
         worker.signal("USR1");
-        worker.wait_for_log("status: 0 command(s) started, 0 of 2 thread(s) busy, 0 waiting; ");
+        worker.wait_for_log("status: 0 command(s) started, 0 of 2 thread(s) busy, 0 waiting");
     }
     let records: Vec<KeyValue> = (0..120).map(|n| traced(&n.to_string(), &file, 0.05)).collect();
     topics.spread(8, &records);

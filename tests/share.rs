@@ -491,3 +491,24 @@ fn a_leader_that_dies_under_load_costs_no_command() {
     workers.into_iter().for_each(stop);
     assert_nothing_left(&scene);
 }
+
+#[test]
+fn after_a_broker_has_restarted_each_worker_has_back_what_it_runs_and_an_idle_one_starts_none_of_it() {
+    let broker = start();
+    let scene = scene_on(&broker, 1);
+    let busy: Vec<Worker> = (0..3).map(|_| worker(&scene, &["--threads", "1"])).collect();
+    let records = scene.traced(["a", "b", "c"], 45.0);
+    scene.spread(&records);
+    busy[0].wait_until("all starts", || scene.starts().len() == 3);
+    let idle = worker(&scene, &["--threads", "4"]);
+    broker.kill();
+    broker.start_again();
+    idle.wait_until("all results", || results(&scene) == 3);
+    let all: Vec<&Worker> = busy.iter().chain([&idle]).collect();
+    scene.assert_none_lost(&records, &all);
+    scene.assert_nothing_alive_twice(&all);
+    assert!(scene.starts().values().all(|starts| starts.len() == 1), "{:?}", scene.starts());
+    busy.into_iter().for_each(stop);
+    stop(idle);
+    assert_nothing_left(&scene);
+}

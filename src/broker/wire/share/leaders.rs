@@ -1,7 +1,12 @@
 //! The leaders of our partitions, our session with each, and how much each is asked for.
+//!
+//! When a leader has failed, its locks are gone, and what runs is there for anybody to take. So after that each worker first
+//! asks for what it runs itself, and for more only when the others have had time to do the same: see [`Settling`]. What it is
+//! given instead it keeps aside, locked, until it has what it looked for; then it gives that back. Two that keep aside what the
+//! other looks for give it back halfway, and look again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::session::Session;
 use crate::broker::outage::Outage;
@@ -24,8 +29,60 @@ pub struct Leader {
     pub outage: Outage,
     /// When it was last asked for records.
     pub asked_at: Instant,
+    /// It is not asked for records before.
+    pub ask_from: Instant,
     /// How many fetches in a row have brought nothing.
     pub dry: u32,
+    /// Whether it has taken over, or started anew.
+    pub settling: Settling,
+}
+
+/// How long after a leader has taken over, or started anew, it is asked for nothing but what runs here.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Halfway: what was given to us instead is given back, once.
+const GIVE_BACK: Duration = Duration::from_millis(1500);
+
+/// Whether a leader may have given up locks lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// It has not.
+    No,
+    /// It may, and has not answered since.
+    Awaited,
+    /// It may, and answers since then.
+    Since(Instant),
+}
+
+impl Settling {
+    /// It has answered.
+    pub fn answered(&mut self, now: Instant) {
+        if *self == Settling::Awaited {
+            *self = Settling::Since(now);
+        }
+    }
+
+    /// Whether nothing but what runs here is to be asked for.
+    pub fn is_on(self, now: Instant) -> bool {
+        self.ends().map_or(self == Settling::Awaited, |end| now < end)
+    }
+
+    /// Whether it is before the middle of it.
+    pub fn is_early(self, now: Instant) -> bool {
+        matches!(self, Settling::Since(since) if now < since + GIVE_BACK)
+    }
+
+    fn ends(self) -> Option<Instant> {
+        match self {
+            Settling::Since(since) => Some(since + SETTLE),
+            Settling::No | Settling::Awaited => None,
+        }
+    }
+
+    /// When something is to be done next.
+    fn due(self, now: Instant) -> Option<Instant> {
+        let Settling::Since(since) = self else { return None };
+        [since + GIVE_BACK, since + SETTLE].into_iter().find(|&at| at > now)
+    }
 }
 
 impl Leaders {
@@ -37,14 +94,25 @@ impl Leaders {
             retry_at: now,
             outage: Outage::new("reading"),
             asked_at: now,
+            ask_from: now,
             dry: 0,
+            settling: Settling::No,
         });
-        self.routes.insert(partition, leader).is_some_and(|before| before != leader)
+        let has_moved = self.routes.insert(partition, leader).is_some_and(|before| before != leader);
+        if let Some(leader) = self.all.get_mut(&leader).filter(|_| has_moved) {
+            leader.settling = Settling::Awaited;
+        }
+        has_moved
     }
 
     /// The leader of a partition.
     pub fn of(&self, partition: i32) -> Option<&Leader> {
         self.all.get(self.routes.get(&partition)?)
+    }
+
+    /// The same, by its id.
+    pub fn id_of(&self, partition: i32) -> Option<i32> {
+        self.routes.get(&partition).copied()
     }
 
     /// The partitions that a leader leads.
@@ -104,7 +172,9 @@ impl Leaders {
 
     /// When the next one may be asked again after trouble.
     pub fn next_retry(&self, now: Instant) -> Option<Instant> {
-        self.all.values().map(|leader| leader.retry_at).filter(|&at| at > now).min()
+        let retries = self.all.values().map(|leader| leader.retry_at).filter(|&at| at > now);
+        let asks = self.all.values().map(|leader| leader.ask_from).filter(|&at| at > now);
+        retries.chain(asks).chain(self.all.values().filter_map(|leader| leader.settling.due(now))).min()
     }
 }
 
@@ -122,6 +192,21 @@ mod tests {
         leaders.route(1, 2);
         leaders.route(2, 3);
         assert_eq!((leaders.share_of(1, 8), leaders.share_of(2, 7), leaders.share_of(3, 3)), (1, 4, 2));
+    }
+
+    #[test]
+    fn a_leader_that_has_taken_over_is_asked_for_more_only_after_a_while() {
+        let (mut leaders, now) = (Leaders::default(), Instant::now());
+        leaders.route(0, 1);
+        assert!(!leaders.get_mut(1).unwrap().settling.is_on(now));
+        leaders.route(0, 2);
+        let settling = &mut leaders.get_mut(2).unwrap().settling;
+        assert!(settling.is_on(now + 10 * SETTLE), "it has not answered yet");
+        settling.answered(now);
+        settling.answered(now + SETTLE);
+        assert_eq!((settling.is_on(now), settling.is_on(now + SETTLE)), (true, false));
+        assert_eq!((settling.is_early(now), settling.is_early(now + GIVE_BACK)), (true, false));
+        assert_eq!(leaders.next_retry(now + GIVE_BACK), Some(now + SETTLE));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub enum Answer {
 pub type Answers = BTreeMap<i32, BTreeMap<i64, Answer>>;
 
 /// How long after the leader answers again a lock may stay in doubt before it counts as lost.
-pub const DOUBT: Duration = Duration::from_secs(3);
+pub const DOUBT: Duration = Duration::from_secs(4);
 
 /// All our locks.
 #[derive(Debug)]
@@ -266,6 +266,11 @@ impl Locks {
         let mut partitions: Vec<i32> = self.held.keys().map(|at| at.0).collect();
         partitions.dedup();
         partitions
+    }
+
+    /// Whether a lock of a partition is ours, or may be.
+    pub fn holds(&self, partition: i32) -> bool {
+        self.of(partition).next().is_some()
     }
 
     /// Whether something is decided and not acknowledged yet.

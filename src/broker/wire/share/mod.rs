@@ -35,7 +35,7 @@ use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::record::show_key;
 use contents::{Content, Given};
-use leaders::Leaders;
+use leaders::{Leaders, Settling};
 use locks::{Acquired, Answer, Answers, Locks, Lost};
 use member::Member;
 pub use session::VERSION;
@@ -50,6 +50,12 @@ const BUSY_WAIT: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait after a leader has refused something that will pass.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause before a leader is tried again that has to say whether what runs here is ours still.
+const RECLAIM_PAUSE: Duration = Duration::from_millis(200);
+/// A record that was delivered more often is not given back for whoever may run it: the broker would drop it in the end.
+const MOST_GIVEN_BACK: u32 = 2;
+/// The longest pause after something was given back, for others to take it; each worker has its own.
+const LONGEST_JITTER: u32 = 400;
 /// How often, at most, the cluster is asked again who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 /// How many fetches in a row have to bring nothing until nothing is there: the first may come before the leader is ready.
@@ -73,10 +79,20 @@ pub struct ShareSource {
     stale: Option<Instant>,
     refreshed: Instant,
     window: Window,
+    /// Records that may run elsewhere, which we were given when we asked for what runs here.
+    aside: Vec<Aside>,
+    jitter: Duration,
     /// Records whose batch cannot be read, as was said.
     corrupt: BTreeSet<At>,
     /// Whether it is to be found out soon that nothing is left.
     ends_when_empty: bool,
+}
+
+/// A record that is kept aside.
+struct Aside {
+    record: Record,
+    /// It is given back halfway.
+    early: bool,
 }
 
 /// How to read.
@@ -104,7 +120,7 @@ impl ShareSource {
                 topic: cluster.topic_id(&config.topic).unwrap_or_default(),
             },
             cluster,
-            member: Member::new(config.group.clone(), config.topic.clone(), member, patience),
+            member: Member::new(config.group.clone(), config.topic.clone(), member.clone(), patience),
             leaders: Leaders::default(),
             locks: Locks::new(LOCK_TIME),
             keys: BTreeMap::new(),
@@ -119,6 +135,8 @@ impl ShareSource {
             stale: None,
             refreshed: now,
             window: Window::new(group.window),
+            aside: Vec::new(),
+            jitter: Duration::from_millis(u64::from(crc32c::crc32c(member.as_bytes()) % LONGEST_JITTER)),
             corrupt: BTreeSet::new(),
             ends_when_empty: false,
         })
@@ -134,6 +152,7 @@ impl ShareSource {
         for leader in self.leaders.in_turn() {
             self.receive(leader, &mut wanted, events)?;
         }
+        self.give_back(events);
         self.ask(wanted)?;
         self.watch_window();
         Ok(())
@@ -219,6 +238,31 @@ impl ShareSource {
         }
     }
 
+    /// Gives back what was kept aside, when we have what we looked for, and once halfway.
+    fn give_back(&mut self, events: &mut Vec<Event>) {
+        let now = Instant::now();
+        for Aside { record, early } in std::mem::take(&mut self.aside) {
+            let (at, id) = (record.place(), self.leaders.id_of(record.at.partition).unwrap_or_default());
+            let is_found = self.leaders.led_by(id).iter().all(|&partition| self.locks.missing(partition) == 0);
+            let leader = self.leaders.get_mut(id);
+            let is_halfway = early && !leader.as_ref().is_some_and(|leader| leader.settling.is_early(now));
+            if !is_found && !is_halfway {
+                self.aside.push(Aside { record, early });
+                continue;
+            }
+            if let Some(leader) = leader.filter(|_| !is_found) {
+                leader.ask_from = now + self.jitter; // not to take it again at once
+            }
+            if record.attempt.is_some_and(|deliveries| deliveries > MOST_GIVEN_BACK) {
+                debug!("{} is not given back any more", record.at);
+                self.keys.insert(at, record.key.clone());
+                events.push(Event::Acquired(record)); // it waits for a thread, locked
+            } else {
+                self.settle(at, Answer::Release);
+            }
+        }
+    }
+
     /// Makes of a leader's answer what it means.
     fn take(&mut self, id: i32, reply: Reply, wanted: &mut usize, events: &mut Vec<Event>) -> Result<()> {
         if let Some(code) = reply.error {
@@ -231,6 +275,9 @@ impl ShareSource {
             return self.broken(id, e);
         }
         let now = Instant::now();
+        if let Some(leader) = self.leaders.get_mut(id) {
+            leader.settling.answered(now);
+        }
         if let Some(lock_time) = reply.lock_time {
             self.locks.set_lock_time(lock_time);
         }
@@ -293,6 +340,8 @@ impl ShareSource {
     fn acquire(&mut self, id: i32, part: Part, since: Instant, wanted: &mut usize, events: &mut Vec<Event>) -> usize {
         let (now, given) = (Instant::now(), contents::sort_out(part));
         let count = given.len();
+        let (settling, looks) =
+            (self.leaders.of(id).map_or(Settling::No, |leader| leader.settling), self.locks.missing(id) > 0);
         for Given { offset, deliveries, content } in given {
             let at = (id, offset);
             let Acquired::New(lock) = self.locks.acquire(at, since, now) else {
@@ -300,8 +349,8 @@ impl ShareSource {
                 continue;
             };
             let fetched = match content {
-                Content::Record(fetched) if *wanted > 0 => fetched,
-                Content::Record(_) | Content::Unread => {
+                Content::Record(fetched) => fetched,
+                Content::Unread => {
                     self.locks.answer(at, Answer::Release);
                     continue;
                 }
@@ -314,7 +363,6 @@ impl ShareSource {
                     continue;
                 }
             };
-            *wanted -= 1;
             let position = Position { topic: self.topic.clone(), partition: id, offset };
             let record = Record {
                 timestamp_ms: fetched.timestamp_ms,
@@ -322,8 +370,16 @@ impl ShareSource {
                 lock: Some(lock),
                 ..Record::new(position, fetched.key.map(Into::into), fetched.value.map(Into::into))
             };
-            self.keys.insert(at, record.key.clone());
-            events.push(Event::Acquired(record));
+            if settling.is_on(now) || looks && *wanted == 0 {
+                debug!("{} is kept aside: it may run elsewhere", record.at);
+                self.aside.push(Aside { record, early: settling.is_early(now) });
+            } else if *wanted > 0 {
+                *wanted -= 1;
+                self.keys.insert(at, record.key.clone());
+                events.push(Event::Acquired(record));
+            } else {
+                self.locks.answer(at, Answer::Release); // a drain has begun since it was asked for
+            }
         }
         count
     }
@@ -359,8 +415,10 @@ impl ShareSource {
         }
         let now = Instant::now();
         self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+        let runs_here = self.leaders.led_by(id).into_iter().any(|partition| self.locks.holds(partition));
         if let Some(leader) = self.leaders.get_mut(id) {
-            leader.retry_at = now + leader.outage.failed(&e, now);
+            let pause = leader.outage.failed(&e, now);
+            leader.retry_at = now + if runs_here { pause.min(RECLAIM_PAUSE) } else { pause };
         }
         Ok(())
     }
@@ -368,6 +426,7 @@ impl ShareSource {
     fn forget_session(&mut self, id: i32) {
         if let Some(leader) = self.leaders.get_mut(id) {
             leader.session = None;
+            leader.settling = Settling::Awaited;
         }
         for partition in self.leaders.led_by(id) {
             self.locks.doubt(partition);
@@ -398,13 +457,13 @@ impl ShareSource {
             partitions.iter().copied().filter(|&partition| self.locks.has_due(partition, now)).collect();
         let from: BTreeSet<i32> =
             partitions.iter().copied().filter(|id| assigned.contains(id) || self.locks.missing(*id) > 0).collect();
-        let wanted = if from.is_empty() { 0 } else { wanted + missing };
         let others_have_more = self.leaders.count() > 1;
         let Some(leader) = self.leaders.get_mut(id) else { return Ok(0) };
-        if now < leader.retry_at
-            || leader.session.as_ref().is_some_and(Session::is_busy)
-            || (due.is_empty() && wanted == 0)
-        {
+        let wanted = if leader.settling.is_on(now) { missing } else { wanted + missing };
+        let wanted = if from.is_empty() || now < leader.ask_from { 0 } else { wanted };
+        // One that has failed is to answer, so that it is known from when on it does.
+        let opens = leader.settling == Settling::Awaited || !due.is_empty();
+        if now < leader.retry_at || leader.session.as_ref().is_some_and(Session::is_busy) || !(opens || wanted > 0) {
             return Ok(0);
         }
         let session = match &mut leader.session {
@@ -414,14 +473,20 @@ impl ShareSource {
         if let Some(conn) = session.idle_conn().filter(|conn| conn.is_expiring()) {
             self.cluster.authenticate(conn)?; // not over another connection: the locks would be lost with this one
         }
+        if session.is_open() {
+            leader.settling.answered(now); // it leads another partition already
+        }
         let deadline = now + PATIENCE;
         let none = Limits { records: 0, wait: Duration::ZERO, bytes: self.settings.bytes };
-        if !session.is_open() && !due.is_empty() {
+        if !session.is_open() && opens {
             session.fetch(&self.who, &BTreeSet::new(), none, Answers::new(), deadline)?;
             return Ok(0);
         }
         let goes_alone = due.iter().any(|partition| !from.contains(partition) || self.locks.is_urgent(*partition, now));
         let answers: Answers = due.iter().map(|&partition| (partition, self.locks.take(partition, now))).collect();
+        if answers.is_empty() && wanted == 0 {
+            return Ok(0);
+        }
         if wanted == 0 || goes_alone {
             session.acknowledge(&self.who, answers, false, deadline)?;
             return Ok(0);
@@ -448,11 +513,9 @@ impl ShareSource {
         self.locks.answer(at, answer);
     }
 
-    /// Waits for an answer, for the bell, or until something is due.
+    /// Waits for an answer, for a connection to close, for the bell, or until something is due.
     fn wait(&self, deadline: Instant) {
-        let sessions = self.leaders.sessions();
-        let mut connections: Vec<&Connection> =
-            sessions.filter(|session| session.is_busy()).map(Session::conn).collect();
+        let mut connections: Vec<&Connection> = self.leaders.sessions().map(Session::conn).collect();
         connections.extend(self.member.awaited());
         let now = Instant::now();
         let until = self.leaders.next_retry(now).into_iter().chain(self.stale);

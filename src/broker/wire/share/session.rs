@@ -239,9 +239,10 @@ impl Session {
         Ok(())
     }
 
-    /// The answer, if it is there. An error: none within `patience`, or the connection is lost.
+    /// The answer, if it is there. An error: none within `patience`, or the connection is lost; that is noticed also while
+    /// nothing is awaited.
     pub fn receive(&mut self, patience: Duration) -> Result<Option<Reply>> {
-        let Some(asked) = &self.asked else { return Ok(None) };
+        let Some(asked) = &self.asked else { return self.conn.receive_raw().map(|_| None) };
         let Some(((api, _), body)) = self.conn.receive_raw()? else {
             let silent = asked.since.max(self.conn.heard()).elapsed();
             if silent > asked.wait + patience {
