@@ -99,8 +99,12 @@ impl Leaders {
             settling: Settling::No,
         });
         let has_moved = self.routes.insert(partition, leader).is_some_and(|before| before != leader);
-        if let Some(leader) = self.all.get_mut(&leader).filter(|_| has_moved) {
-            leader.settling = Settling::Awaited;
+        if has_moved {
+            let leading = self.leading();
+            self.all.retain(|id, _| leading.contains(id)); // with the session: nothing of it is ours any more
+            if let Some(leader) = self.all.get_mut(&leader) {
+                leader.settling = Settling::Awaited;
+            }
         }
         has_moved
     }
@@ -214,5 +218,6 @@ mod tests {
         let mut leaders = Leaders::default();
         assert_eq!((leaders.route(0, 1), leaders.route(0, 1), leaders.route(0, 2)), (false, false, true));
         assert_eq!((leaders.led_by(1), leaders.led_by(2)), ([].into(), [0].into()));
+        assert!(leaders.get_mut(1).is_none(), "it leads nothing any more");
     }
 }
