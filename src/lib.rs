@@ -60,7 +60,12 @@
 //! threads say when they have become idle, and ring a bell ([`Waker`](broker::waker::Waker)) for the consumer thread, which
 //! waits for its brokers meanwhile. A thread looks at the lock before it starts a command, while it runs, and before it
 //! reports: what is lost is stopped and not reported; while it is in doubt, the report waits. How a lock comes to be in
-//! doubt, and ours again, is in `wire::share::locks`.
+//! doubt, and ours again, is in `wire::share::locks`; what happens when a leader has failed, in `wire::share::leaders`.
+//!
+//! # Under systemd
+//!
+//! `systemd` tells the service manager that the worker is connected and that it drains (`app`), and feeds its watchdog from
+//! the consumer loop.
 //!
 //! # Threads
 //!
