@@ -9,13 +9,12 @@ use super::Reach;
 use crate::broker::wire::cluster::{Cluster, Purpose};
 use crate::broker::wire::conn::{Connection, wait_readable};
 use crate::broker::wire::fetch::{Came, Fetchers, Settings};
+use crate::broker::wire::freshness::Freshness;
 use crate::broker::wire::records::Fetched;
 use crate::broker::{Position, reading};
 use crate::config::StartFrom;
 use crate::error::{Error, Kind, Result};
 
-/// How often, at most, the cluster is asked again who leads.
-const REFRESH_PAUSE: Duration = Duration::from_millis(200);
 /// How long it waits for more before it looks whether there is any.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -30,11 +29,8 @@ pub struct Reader {
     partitions: BTreeSet<i32>,
     /// How long nothing may come although there is something.
     patience: Duration,
-    /// Who leads is to be asked, and not before the time given.
-    stale: Option<Instant>,
-    refreshed: Instant,
-    /// After this time it is asked anyway: there may be new partitions.
-    max_age: Duration,
+    /// It is refreshed also though no leader has moved: there may be new partitions.
+    freshness: Freshness,
 }
 
 impl Reader {
@@ -48,9 +44,7 @@ impl Reader {
             partitions: partitions(&cluster, topic),
             cluster,
             patience: reach.kafka.connect_timeout,
-            stale: None,
-            refreshed: Instant::now(),
-            max_age: reach.kafka.settings.metadata_max_age,
+            freshness: Freshness::new(reach.kafka.settings.metadata_max_age),
         })
     }
 
@@ -110,10 +104,10 @@ impl Reader {
     pub fn poll(&mut self, wait: Duration) -> Result<Vec<(i32, Fetched)>> {
         let deadline = Instant::now() + wait;
         loop {
-            self.refresh_if_stale();
+            self.refresh();
             let leaderless = self.fetchers.send(&self.cluster, &BTreeSet::new())?;
             if leaderless.is_some() {
-                self.is_stale();
+                self.freshness.mark_stale();
             }
             let mut came = Vec::new();
             let received = self.fetchers.receive(&mut came);
@@ -123,7 +117,7 @@ impl Reader {
                 return Ok(records);
             }
             let connections: Vec<&Connection> = self.fetchers.awaited().collect();
-            let due = [self.fetchers.due(), self.stale].into_iter().flatten();
+            let due = [self.fetchers.due(), self.freshness.due()].into_iter().flatten();
             wait_readable(&connections, due.fold(deadline, Instant::min));
         }
     }
@@ -136,7 +130,7 @@ impl Reader {
                     records.extend(batches.records.into_iter().map(|record| (partition, record)));
                 }
                 Came::OutOfRange(partition) => self.go_on(partition),
-                Came::Moved => self.is_stale(),
+                Came::Moved => self.freshness.mark_stale(),
             }
         }
         records
@@ -155,23 +149,10 @@ impl Reader {
         }
     }
 
-    fn is_stale(&mut self) {
-        self.stale.get_or_insert(Instant::now() + REFRESH_PAUSE);
-    }
-
-    fn refresh_if_stale(&mut self) {
-        let now = Instant::now();
-        if self.stale.is_none_or(|at| now < at) && self.refreshed.elapsed() < self.max_age {
+    fn refresh(&mut self) {
+        if !self.freshness.refresh(&mut self.cluster, &self.topic) {
             return;
         }
-        self.refreshed = now;
-        self.stale = match self.cluster.refresh(&[&self.topic], Purpose::Read) {
-            Ok(()) => None,
-            Err(e) => {
-                debug!("{e}"); // whoever cannot do without will say so
-                Some(now + 5 * REFRESH_PAUSE)
-            }
-        };
         for partition in partitions(&self.cluster, &self.topic) {
             if self.partitions.insert(partition) {
                 self.fetchers.seek(partition, 0); // it is new, and so is all that is in it

@@ -1,6 +1,6 @@
 //! Our own Kafka client: connections, groups, reading, writing; the codec is `kafka-protocol`. For Kafka 0.11 and newer.
 //!
-//! From the socket up: `stream` and `tls`, `conn` (with `guard`), `dial` (with `sasl`, `scram`), `cluster`; then `group` with
+//! From the socket up: `stream` and `tls`, `conn` (with `guard`), `dial` (with `sasl`, `scram`), `cluster` (with `freshness`); then `group` with
 //! `assignor`, and `fetch` with `records`, which `source` puts together for consumer groups; `share` for share groups; and
 //! `producer` with `sink`. `kind` chooses between the two kinds of group. `errors` says what the codes of the broker mean.
 
@@ -11,6 +11,7 @@ pub mod dial;
 pub mod ends;
 pub mod errors;
 pub mod fetch;
+pub mod freshness;
 pub mod group;
 pub mod guard;
 pub mod kind;

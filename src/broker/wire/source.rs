@@ -12,6 +12,7 @@ use super::cluster::{Cluster, Purpose};
 use super::conn::{Connection, wait_readable};
 use super::dial::Dialer;
 use super::fetch::{self, Came, Fetchers};
+use super::freshness::{Freshness, REFRESH_PAUSE};
 use super::group::{self, Change, Group};
 use super::in_short;
 use crate::broker::outage::Outage;
@@ -24,22 +25,17 @@ use crate::ledger::{self, runs::Runs};
 const METADATA_LIMIT: usize = 4096;
 /// How often, at most, a rejoin only tells what is done: until then the owner of the partition holds it open.
 const TELL_EVERY: Duration = Duration::from_secs(3);
-/// How often, at most, the cluster is asked again who leads.
-const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 
 /// A member of a consumer group, and the reader of its partitions.
 pub struct WireSource {
     topic: Arc<str>,
     from: StartFrom,
-    metadata_max_age: Duration,
     cluster: Cluster,
     group: Group,
     fetchers: Fetchers,
     group_outage: Outage,
     group_retry_at: Instant,
-    /// Who leads is to be asked, and not before the time given.
-    stale: Option<Instant>,
-    refreshed: Instant,
+    freshness: Freshness,
     /// What the last generation says, until it is carried out.
     assigned: Option<Assignment>,
     /// Ours, and read.
@@ -72,14 +68,12 @@ impl WireSource {
         Ok(WireSource {
             topic: config.topic.as_str().into(),
             from: config.from,
-            metadata_max_age: settings.metadata_max_age,
             cluster,
             group,
             fetchers,
             group_outage: Outage::new("taking part in the group"),
             group_retry_at: now,
-            stale: None,
-            refreshed: now,
+            freshness: Freshness::new(settings.metadata_max_age),
             assigned: None,
             owned: BTreeSet::new(),
             revoked: BTreeSet::new(),
@@ -96,7 +90,7 @@ impl WireSource {
     /// Everything that can be done without waiting.
     fn work(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
         self.work_group(demand, events)?;
-        self.refresh_if_stale();
+        self.freshness.refresh(&mut self.cluster, &self.topic);
         let mut came = Vec::new();
         if demand.want > 0 {
             let leaderless = self.fetchers.send(&self.cluster, demand.paused)?;
@@ -118,11 +112,7 @@ impl WireSource {
     fn note_leaderless(&mut self, leaderless: Option<Error>) {
         let now = Instant::now();
         match leaderless {
-            Some(e) => {
-                if self.stale.is_none() {
-                    self.stale = Some(now + self.leaderless.failed(&e, now));
-                }
-            }
+            Some(e) => self.freshness.mark_stale_at(|| now + self.leaderless.failed(&e, now)),
             None => self.leaderless.over(now),
         }
     }
@@ -284,7 +274,7 @@ impl WireSource {
                     queues.push(batches.records.into_iter().map(record).collect());
                 }
                 Came::OutOfRange(partition) => self.reset(partition, events),
-                Came::Moved => drop(self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE)),
+                Came::Moved => self.freshness.mark_stale(),
             }
         }
         reading::in_turn(queues, events);
@@ -306,24 +296,6 @@ impl WireSource {
         events.push(Event::Assigned { partition, offset: earliest, metadata: String::new() });
     }
 
-    fn refresh_if_stale(&mut self) {
-        let now = Instant::now();
-        if self.refreshed + self.metadata_max_age <= now {
-            self.stale.get_or_insert(now);
-        }
-        if self.stale.is_none_or(|at| now < at) {
-            return;
-        }
-        self.refreshed = now;
-        self.stale = match self.cluster.refresh(&[&self.topic], Purpose::Read) {
-            Ok(()) => None,
-            Err(e) => {
-                debug!("{e}"); // whoever cannot do without will say so
-                Some(now + 5 * REFRESH_PAUSE)
-            }
-        };
-    }
-
     /// Waits for an answer, or until something is due.
     fn wait(&self, deadline: Instant, want: bool) {
         let mut connections: Vec<&Connection> = Vec::new();
@@ -334,7 +306,7 @@ impl WireSource {
         }
         connections.extend(self.group.awaited());
         until = until.min(self.group.due().max(self.group_retry_at));
-        until = self.stale.map_or(until, |at| until.min(at));
+        until = self.freshness.due().map_or(until, |at| until.min(at));
         wait_readable(&connections, until);
     }
 }

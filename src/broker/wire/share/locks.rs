@@ -202,12 +202,10 @@ impl Locks {
     }
 
     /// What was sent may or may not have counted, and has to be sent again.
-    pub fn unanswered(&mut self, answers: &Answers) {
-        for (partition, answers) in answers {
-            for offset in answers.keys() {
-                if let Some(held) = self.held.get_mut(&(*partition, *offset)) {
-                    held.in_flight = false;
-                }
+    pub fn unanswered(&mut self, partition: i32, answers: &BTreeMap<i64, Answer>) {
+        for &offset in answers.keys() {
+            if let Some(held) = self.held.get_mut(&(partition, offset)) {
+                held.in_flight = false;
             }
         }
     }
@@ -427,7 +425,7 @@ mod tests {
         let (mut locks, _held) = new(&[(0, 1)], now);
         locks.answer((0, 1), Answer::Reject);
         let sent = locks.take(0, now);
-        locks.unanswered(&[(0, sent.clone())].into());
+        locks.unanswered(0, &sent);
         assert_eq!(locks.take(0, now), sent);
         assert!(locks.owes_answers());
     }

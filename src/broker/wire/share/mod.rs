@@ -1,9 +1,9 @@
 //! Records of a topic for a member of a share group (KIP-932): each is acquired by itself, kept by renewing its lock while
 //! its command runs (KIP-1222), and accepted when its result is acknowledged.
 //!
-//! From the bottom up: `session` (one with each of the `leaders`), `contents` (what an answer holds), `locks` (what is ours, pure), `member` (which partitions to
-//! fetch from), `setup` (the group's settings), `window` (who holds up a partition); this puts them together. It asks for no
-//! more records than there are idle threads.
+//! From the bottom up: `session` (one with each of the `leaders`), `contents` (what an answer holds), `locks` (what is ours,
+//! pure), `member` (which partitions to fetch from), `setup` (the group's settings), `window` (who holds up a partition);
+//! this puts them together. It asks for no more records than there are idle threads.
 
 mod contents;
 mod leaders;
@@ -27,6 +27,7 @@ use super::cluster::{Cluster, Purpose};
 use super::conn::{Connection, wait_readable_or};
 use super::dial::Dialer;
 use super::errors::{self, Doing};
+use super::freshness::{Freshness, REFRESH_PAUSE};
 use super::in_short;
 use crate::broker::outage::Outage;
 use crate::broker::waker::Waker;
@@ -56,8 +57,6 @@ const RECLAIM_PAUSE: Duration = Duration::from_millis(200);
 const MOST_GIVEN_BACK: u32 = 2;
 /// The longest pause after something was given back, for others to take it; each worker has its own.
 const LONGEST_JITTER: u32 = 400;
-/// How often, at most, the cluster is asked again who leads.
-const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 /// How many fetches in a row have to bring nothing until nothing is there: the first may come before the leader is ready.
 const READ_ALL: u32 = 2;
 
@@ -75,9 +74,7 @@ pub struct ShareSource {
     settings: Settings,
     group_outage: Outage,
     group_retry_at: Instant,
-    /// Who leads is to be asked, and not before the time given.
-    stale: Option<Instant>,
-    refreshed: Instant,
+    freshness: Freshness,
     window: Window,
     /// Records that may run elsewhere, which we were given when we asked for what runs here.
     aside: Vec<Aside>,
@@ -100,7 +97,6 @@ struct Aside {
 struct Settings {
     long_poll: Duration,
     bytes: i32,
-    metadata_max_age: Duration,
 }
 
 impl ShareSource {
@@ -125,15 +121,10 @@ impl ShareSource {
             locks: Locks::new(LOCK_TIME),
             keys: BTreeMap::new(),
             waker: Arc::new(Waker::new()?),
-            settings: Settings {
-                long_poll: settings.fetch_max_wait,
-                bytes: settings.fetch_max_bytes,
-                metadata_max_age: settings.metadata_max_age,
-            },
+            settings: Settings { long_poll: settings.fetch_max_wait, bytes: settings.fetch_max_bytes },
             group_outage: Outage::new("taking part in the share group"),
             group_retry_at: now,
-            stale: None,
-            refreshed: now,
+            freshness: Freshness::new(settings.metadata_max_age),
             window: Window::new(group.window),
             aside: Vec::new(),
             jitter: Duration::from_millis(u64::from(crc32c::crc32c(member.as_bytes()) % LONGEST_JITTER)),
@@ -146,7 +137,7 @@ impl ShareSource {
     fn work(&mut self, demand: &Demand<'_>, events: &mut Vec<Event>) -> Result<()> {
         self.locks.expire(Instant::now());
         self.work_group()?;
-        self.refresh_if_stale();
+        self.refresh();
         self.find_routes();
         let mut wanted = demand.want;
         for leader in self.leaders.in_turn() {
@@ -184,22 +175,10 @@ impl ShareSource {
         Ok(())
     }
 
-    fn refresh_if_stale(&mut self) {
-        let now = Instant::now();
-        if self.refreshed + self.settings.metadata_max_age <= now {
-            self.stale.get_or_insert(now);
-        }
-        if self.stale.is_none_or(|at| now < at) {
+    fn refresh(&mut self) {
+        if !self.freshness.refresh(&mut self.cluster, &self.topic) {
             return;
         }
-        self.refreshed = now;
-        self.stale = match self.cluster.refresh(&[&self.topic], Purpose::Read) {
-            Ok(()) => None,
-            Err(e) => {
-                debug!("{e}"); // whoever cannot do without will say so
-                Some(now + 5 * REFRESH_PAUSE)
-            }
-        };
         let topic = self.cluster.topic_id(&self.topic).unwrap_or(self.who.topic);
         if topic != self.who.topic {
             warn!("topic {} was made anew; what was locked in the old one is gone with it", self.topic);
@@ -220,7 +199,7 @@ impl ShareSource {
         let partitions: BTreeSet<i32> = assigned.chain(self.locks.partitions()).collect();
         for partition in partitions {
             let Some(leader) = self.cluster.leader(&self.topic, partition) else {
-                self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+                self.freshness.mark_stale();
                 continue;
             };
             if self.leaders.route(partition, leader) {
@@ -295,7 +274,7 @@ impl ShareSource {
                 }
                 Some(ResponseError::UnknownTopicOrPartition) if self.locks.unknown(partition) => {}
                 Some(code) => {
-                    self.locks.unanswered(&[(partition, answers.clone())].into());
+                    self.locks.unanswered(partition, answers);
                     trouble = Some(code);
                 }
             }
@@ -327,7 +306,7 @@ impl ShareSource {
             return Ok(());
         };
         leader.retry_at = now + PAUSE;
-        self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+        self.freshness.mark_stale();
         let e = errors::explain(code, &Doing::new("Read", "Topic", &self.topic));
         if !e.is_transient() {
             return Err(e);
@@ -414,7 +393,7 @@ impl ShareSource {
             return Err(e);
         }
         let now = Instant::now();
-        self.stale.get_or_insert(self.refreshed + REFRESH_PAUSE);
+        self.freshness.mark_stale();
         let runs_here = self.leaders.led_by(id).into_iter().any(|partition| self.locks.holds(partition));
         if let Some(leader) = self.leaders.get_mut(id) {
             let pause = leader.outage.failed(&e, now);
@@ -518,7 +497,7 @@ impl ShareSource {
         let mut connections: Vec<&Connection> = self.leaders.sessions().map(Session::conn).collect();
         connections.extend(self.member.awaited());
         let now = Instant::now();
-        let until = self.leaders.next_retry(now).into_iter().chain(self.stale);
+        let until = self.leaders.next_retry(now).into_iter().chain(self.freshness.due());
         let until = until.chain(self.locks.next_due().filter(|&at| at > now));
         let until = until.chain([self.member.due().max(self.group_retry_at), deadline]).min();
         wait_readable_or(&connections, &self.waker, until.unwrap_or(deadline));
