@@ -53,8 +53,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause before a leader is tried again that has to say whether what runs here is ours still.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(200);
-/// A record that was delivered more often is not given back for whoever may run it: the broker would drop it in the end.
-const MOST_GIVEN_BACK: u32 = 2;
+/// So many deliveries before the last one a record is not given back any more for whoever may run it: the broker would drop
+/// it in the end.
+const DELIVERIES_LEFT: u32 = 2;
 /// The longest pause after something was given back, for others to take it; each worker has its own.
 const LONGEST_JITTER: u32 = 400;
 /// How many fetches in a row have to bring nothing until nothing is there: the first may come before the leader is ready.
@@ -79,6 +80,8 @@ pub struct ShareSource {
     /// Records that may run elsewhere, which we were given when we asked for what runs here.
     aside: Vec<Aside>,
     jitter: Duration,
+    /// A record that was delivered more often is not given back.
+    most_given_back: u32,
     /// Records whose batch cannot be read, as was said.
     corrupt: BTreeSet<At>,
     /// Whether it is to be found out soon that nothing is left.
@@ -128,6 +131,7 @@ impl ShareSource {
             window: Window::new(group.window),
             aside: Vec::new(),
             jitter: Duration::from_millis(u64::from(crc32c::crc32c(member.as_bytes()) % LONGEST_JITTER)),
+            most_given_back: group.deliveries.saturating_sub(DELIVERIES_LEFT),
             corrupt: BTreeSet::new(),
             ends_when_empty: false,
         })
@@ -232,7 +236,7 @@ impl ShareSource {
             if let Some(leader) = leader.filter(|_| !is_found) {
                 leader.ask_from = now + self.jitter; // not to take it again at once
             }
-            if record.attempt.is_some_and(|deliveries| deliveries > MOST_GIVEN_BACK) {
+            if record.attempt.is_some_and(|deliveries| deliveries > self.most_given_back) {
                 debug!("{} is not given back any more", record.at);
                 self.keys.insert(at, record.key.clone());
                 events.push(Event::Acquired(record)); // it waits for a thread, locked
